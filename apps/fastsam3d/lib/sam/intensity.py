@@ -1,0 +1,75 @@
+"""Normalisation of patch intensities: the one copy for serving, training and evaluation.
+
+Every function takes the cropped patch and says nothing about modality. `inside` marks the nodes that lie in the
+source volume.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BINS = 1024
+
+
+def znorm_positive(x: Tensor) -> Tensor:
+    """Published rule: z-normalise with mean and unbiased standard deviation of all values > 0 of the whole tensor.
+
+    A patch without two differing positive values is only shifted by its mean. Shape is kept.
+    """
+    positive = x[x > 0]
+    if positive.numel() < 2 or float(positive.std()) == 0.0:
+        return x - x.mean()
+    return (x - positive.mean()) / positive.std()
+
+
+def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
+    """Two channels: linear between the 0.5th and 99.5th percentile, and rank (histogram equalisation), both in [-1, 1].
+
+    The rank channel does not change under monotone changes of intensity, which makes CT, MR and PET look alike; the
+    linear channel keeps the true contrast. Both statistics come from nodes inside the volume; the others become -1.
+
+    Args:
+        x: (S, S, S) finite float32.
+        inside: (S, S, S) bool, or None for all.
+
+    Returns:
+        (2, S, S, S) float32.
+    """
+    sample = (x if inside is None else x[inside]).ravel()
+    sample = sample[:: max(1, sample.size // 400_000)]
+    out = np.full((2, *x.shape), -1.0, dtype=np.float32)
+    if sample.size < 2:
+        return out
+    low, high = (float(v) for v in np.percentile(sample, (0.5, 99.5)))
+    if not high > low:
+        low, high = float(sample.min()), float(sample.max())
+    if not high > low:
+        return out
+    unit = (x - np.float32(low)) * np.float32(1.0 / (high - low))
+    np.clip(unit, 0.0, 1.0, out=unit)
+    counts = np.bincount((((sample - low) / (high - low)).clip(0, 1) * (_BINS - 1)).astype(np.int64), minlength=_BINS)
+    rank = ((np.cumsum(counts) - 0.5 * counts) / counts.sum() * 2 - 1).astype(np.float32)
+    index = (unit * (_BINS - 1)).astype(np.int16)
+    np.multiply(unit, 2.0, out=out[0])
+    out[0] -= 1.0
+    np.take(rank, index, out=out[1])
+    if inside is not None:
+        out[:, ~inside] = -1.0
+    return out
+
+
+def normalise(patch: np.ndarray, inside: np.ndarray | None, mode: str) -> np.ndarray:
+    """Normalised network input (channels, S, S, S) float32 of a patch (S, S, S).
+
+    Args:
+        patch: raw intensities; nodes outside the volume hold 0.
+        inside: (S, S, S) bool or None.
+        mode: "znorm_positive" (published) or "percentile_rank" (the compact models).
+    """
+    if mode == "znorm_positive":
+        return znorm_positive(torch.from_numpy(np.ascontiguousarray(patch))).numpy()[None]
+    if mode == "percentile_rank":
+        return percentile_rank(patch, inside)
+    raise ValueError(f"intensity must be znorm_positive or percentile_rank, got {mode!r}")

@@ -1,0 +1,168 @@
+"""The 3D mask decoder: embedding + prompts -> low-resolution mask logits and predicted IoU.
+
+Source of the ideas: SAM (Kirillov et al. 2023) in three dimensions as in SAM-Med3D; the compact variant also sees the
+encoder's stem features and the prompt maps at the resolution of the mask, as SAM 2 (Ravi et al. 2024) does with its
+high-resolution features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..spec import SamSpec
+from .attention import attend
+from .layers import FeedForward, LayerNorm3d, Perceptron
+
+
+class CrossAttention(nn.Module):
+    """Attention between two token sets with an inner width of width / reduction. (B, N, width), (B, M, width)."""
+
+    def __init__(self, width: int, heads: int, reduction: int = 1) -> None:
+        super().__init__()
+        inner = width // reduction
+        self.heads = heads
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(width, inner)
+        self.v_proj = nn.Linear(width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        out = attend(split(self.q_proj(q)), split(self.k_proj(k)), split(self.v_proj(v)))
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class TwoWayLayer(nn.Module):
+    """Tokens attend to themselves and to the image, then the image attends to the tokens. Norm epsilon 1e-5."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, first: bool) -> None:
+        super().__init__()
+        self.self_attn = CrossAttention(width, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn_token_to_image = CrossAttention(width, heads, 2)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = FeedForward(width, mlp_width, nn.ReLU)
+        self.norm3 = nn.LayerNorm(width)
+        self.norm4 = nn.LayerNorm(width)
+        self.cross_attn_image_to_token = CrossAttention(width, heads, 2)
+        self.first = first
+
+    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        if self.first:  # the first layer has no position and no identity path here, as published
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            q = tokens + token_pe
+            tokens = tokens + self.self_attn(q, q, tokens)
+        tokens = self.norm1(tokens)
+        tokens = tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        tokens = self.norm2(tokens)
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = image + self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens)
+        return tokens, self.norm4(image)
+
+
+class TwoWayTransformer(nn.Module):
+    """Layers of `TwoWayLayer` and a last token-to-image attention."""
+
+    def __init__(self, depth: int, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TwoWayLayer(width, heads, mlp_width, i == 0) for i in range(depth))
+        self.final_attn_token_to_image = CrossAttention(width, heads, 2)
+        self.norm_final_attn = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """image, image_pe (B, n, width), tokens (B, t, width) -> tokens, image."""
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe)
+        tokens = tokens + self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        return self.norm_final_attn(tokens), image
+
+
+class Refine(nn.Module):
+    """What the compact decoder adds between the upscaling steps: stem features, prompt maps, local convolutions."""
+
+    def __init__(self, coarse: int, fine: int, stem_coarse: int, stem_fine: int, maps: int) -> None:
+        super().__init__()
+        self.coarse_skip = nn.Conv3d(stem_coarse, coarse, 1)
+        self.coarse_conv = nn.Conv3d(coarse, coarse, 3, padding=1)
+        self.fine_skip = nn.Conv3d(stem_fine, fine, 1)
+        self.fine_maps = nn.Conv3d(maps, fine, 3, padding=1)
+        self.fine_norm = nn.GroupNorm(4, fine)
+        self.fine_conv = nn.Conv3d(fine, fine, 3, padding=1)
+
+    def forward(self, up: nn.Sequential, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor) -> Tensor:
+        """(B, width, g, g, g) -> (B, width / 8, 4g, 4g, 4g); skips of stride 8 and 4 (1 or B, ...)."""
+        x = up[0](x) + self.coarse_skip(skips[0])
+        x = up[2](up[1](x))
+        x = x + self.coarse_conv(x)
+        x = up[3](x) + self.fine_skip(skips[1]) + self.fine_maps(maps)
+        x = up[4](self.fine_norm(x))
+        return x + F.gelu(self.fine_conv(x))
+
+
+class MaskDecoder3D(nn.Module):
+    """See the module. State-dict keys are the published ones, plus `refine.*` in the compact variant."""
+
+    def __init__(self, spec: SamSpec) -> None:
+        super().__init__()
+        d = spec.decoder
+        w = d.width
+        masks = d.extra_masks + 1
+        self.transformer = TwoWayTransformer(d.depth, w, d.heads, d.mlp_width)
+        self.iou_token = nn.Embedding(1, w)
+        self.mask_tokens = nn.Embedding(masks, w)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose3d(w, w // 4, 2, stride=2),
+            LayerNorm3d(w // 4),
+            nn.GELU(),
+            nn.ConvTranspose3d(w // 4, w // 8, 2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(w, w, w // 8, 3) for _ in range(masks))
+        self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
+        if d.refine:
+            _, fine, coarse = spec.encoder.stem_widths
+            self.refine = Refine(w // 4, w // 8, coarse, fine, 4)
+
+    def forward(
+        self,
+        image: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        multimask: bool = False,
+        skips: tuple[Tensor, ...] = (),
+        maps: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks.
+
+        Args:
+            image: (1 or B, width, g, g, g) embedding.
+            image_pe: (1, width, g, g, g).
+            sparse: (B, t, width). dense: (B, width, g, g, g).
+            multimask: masks 1.. instead of mask 0 (never supervised in the published weights).
+            skips: stem features (stride 8, stride 4). maps: (B, 4, m, m, m) prompt maps. Both for `refine` only.
+
+        Returns:
+            logits (B, masks, m, m, m) and predicted IoU (B, masks).
+        """
+        b, g = sparse.shape[0], image.shape[-1]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(b, -1, -1), sparse], dim=1)
+        source = (image + dense).flatten(2).transpose(1, 2)
+        pe = image_pe.flatten(2).transpose(1, 2)
+        tokens, source = self.transformer(source, pe, tokens)
+        x = source.transpose(1, 2).unflatten(2, (g, g, g))
+        if hasattr(self, "refine"):
+            x = self.refine(self.output_upscaling, x, skips, maps)
+        else:
+            x = self.output_upscaling(x)
+        first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
+        kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
+        masks = torch.einsum("bmc,bcxyz->bmxyz", torch.stack(kernels, dim=1), x)
+        return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]

@@ -1,0 +1,149 @@
+"""The 3D prompt encoder: clicks, boxes and a low-resolution mask -> sparse tokens, a dense embedding and prompt maps.
+
+Frames: clicks and boxes are patch voxel indices (axis 0, 1, 2); a voxel's centre lies at index + 0.5.
+Source of the ideas: SAM (Kirillov et al. 2023) in three dimensions as SAM-Med3D does it; click maps after RITM
+(Sofiiuk et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..spec import SamSpec
+from .layers import LayerNorm3d
+
+PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
+
+
+class PositionEncoding3D(nn.Module):
+    """Random Fourier features of three coordinates: channels sin, cos, sin, as published."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
+
+    def encode(self, coords: Tensor) -> Tensor:
+        """(..., 3) in [0, 1] -> (..., 3 * features)."""
+        angle = (2 * coords - 1) @ self.positional_encoding_gaussian_matrix * (2 * math.pi)
+        return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)
+
+    def grid(self, edge: int, swapped: bool) -> Tensor:
+        """(1, C, edge, edge, edge); `swapped` pairs the first Gaussian row with axis 1, the second with axis 0."""
+        axis = (torch.arange(edge, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / edge
+        d, h, w = torch.meshgrid(axis, axis, axis, indexing="ij")
+        coords = torch.stack([h, d, w] if swapped else [d, h, w], dim=-1)
+        return self.encode(coords).movedim(-1, 0)[None]
+
+
+class PromptEncoder3D(nn.Module):
+    """See the module. State-dict keys are the published ones; `boxes` and `dense_clicks` add to them."""
+
+    def __init__(self, spec: SamSpec) -> None:
+        super().__init__()
+        d = spec.decoder
+        self.spec = spec
+        self.image_size, self.mask_size = spec.patch_size, spec.mask_size
+        self.pe_layer = PositionEncoding3D(d.width // 3)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, d.width) for _ in range(4 if d.boxes else 2))
+        self.not_a_point_embed = nn.Embedding(1, d.width)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv3d(4 if d.dense_clicks else 1, 4, 2, stride=2),
+            LayerNorm3d(4),
+            nn.GELU(),
+            nn.Conv3d(4, 16, 2, stride=2),
+            LayerNorm3d(16),
+            nn.GELU(),
+            nn.Conv3d(16, d.width, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, d.width)
+
+    def dense_position(self) -> Tensor:
+        """Position encoding of the token grid, (1, width, g, g, g)."""
+        return self.pe_layer.grid(self.spec.encoder.grid, self.spec.decoder.swapped_axes)
+
+    def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Clicks and box corners -> sparse tokens.
+
+        Args:
+            points: (B, N, 3) patch voxel indices.
+            labels: (B, N) of 1 positive, 0 negative, -1 padding, 2 / 3 low / high corner of a box.
+
+        Returns:
+            (B, N + 1, width); as published a padding token is appended.
+        """
+        b = points.shape[0]
+        points = torch.cat([points + 0.5, points.new_zeros(b, 1, 3)], dim=1)
+        labels = torch.cat([labels, labels.new_full((b, 1), PADDING)], dim=1)
+        out = self.pe_layer.encode(points / self.image_size)
+        out = torch.where((labels == PADDING)[..., None], self.not_a_point_embed.weight, out)
+        for value, embedding in enumerate(self.point_embeddings):
+            out = out + (labels == value)[..., None] * embedding.weight
+        return out
+
+    def prompt_maps(self, points: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Mask prompt, positive clicks, negative clicks and box as maps, (B, 4, m, m, m).
+
+        A click is a Gaussian of standard deviation one map voxel; a box is 1 inside with linear edges. Logits of the
+        mask prompt are bounded by tanh(x / 4), so that confident and very confident masks look alike.
+        """
+        b, m = points.shape[0], self.mask_size
+        ratio = self.image_size / m
+        axis = torch.arange(m, device=points.device, dtype=points.dtype)
+        if mask is None:
+            mask = points.new_zeros(b, 1, m, m, m)
+        maps = [torch.tanh(mask.to(points.dtype) / 4)]
+        if points.shape[1]:
+            centre = (points + 0.5) / ratio - 0.5
+            fall = torch.exp(-0.5 * (centre[..., None] - axis) ** 2)  # (B, N, 3, m)
+            blobs = torch.einsum("bnx,bny,bnz->bnxyz", fall[:, :, 0], fall[:, :, 1], fall[:, :, 2])
+        for value in (POSITIVE, NEGATIVE):
+            if points.shape[1]:
+                chosen = (labels == value).to(points.dtype)[:, :, None, None, None]
+                maps.append((blobs * chosen).amax(dim=1, keepdim=True))
+            else:
+                maps.append(torch.zeros_like(maps[0]))
+        maps.append(torch.zeros_like(maps[0]))
+        low, high = (labels == BOX_LOW), (labels == BOX_HIGH)
+        for i in torch.nonzero(low.any(dim=1)).flatten().tolist():
+            first = points[i][low[i]][0] / ratio
+            last = (points[i][high[i]][0] + 1) / ratio
+            cover = torch.minimum(axis + 1, last[:, None]) - torch.maximum(axis, first[:, None])
+            cover = cover.clamp(0, 1)
+            maps[3][i, 0] = torch.einsum("x,y,z->xyz", *cover)
+        return torch.cat(maps, dim=1)
+
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Encode prompts.
+
+        Args:
+            points: (coordinates (B, N, 3), labels (B, N)), see `embed_points`, or None.
+            mask: (B, 1, m, m, m) logits of the previous round, or None. The published first round passes zeros.
+
+        Returns:
+            sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4, m, m, m) or None.
+        """
+        d = self.spec.decoder
+        b = points[0].shape[0] if points is not None else mask.shape[0] if mask is not None else 1
+        device = self.no_mask_embed.weight.device
+        if points is None:
+            sparse = torch.empty(b, 0, d.width, device=device)
+        else:
+            if points[1].numel() and int(points[1].max()) >= len(self.point_embeddings):
+                raise ValueError("this model has no box embeddings: give clicks, or use a model with boxes")
+            sparse = self.embed_points(*points)
+        maps = None
+        if d.dense_clicks:
+            coords = points if points is not None else (torch.zeros(b, 0, 3, device=device), None)
+            maps = self.prompt_maps(coords[0], coords[1] if coords[1] is not None else coords[0][..., 0], mask)
+            dense = self.mask_downscaling(maps)
+        elif mask is not None:
+            dense = self.mask_downscaling(mask)
+        else:
+            g = self.spec.encoder.grid
+            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1, 1).expand(b, -1, g, g, g)
+        return sparse, dense, maps

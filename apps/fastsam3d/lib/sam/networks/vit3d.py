@@ -1,0 +1,134 @@
+"""The 3D image encoders: SAM-Med3D's ViT-B, FastSAM3D's student and the compact student.
+
+(B, channels, S, S, S) normalised intensities -> (B, out, g, g, g) embedding with g = S / patch.
+Ported ideas: SAM-Med3D (Wang et al. 2023) and FastSAM3D (Shen et al. 2024), written from their description;
+convolutional stem: Xiao et al. 2021, "Early convolutions help transformers see better".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..spec import EncoderSpec
+from .attention import DenseAttention, SegmentDilatedAttention, StridedAttention
+from .layers import FeedForward, LayerNorm3d, ResidualConv3d
+
+
+def build_attention(spec: EncoderSpec, window: int) -> nn.Module:
+    """The attention that the spec names, for windows of `window` tokens an axis."""
+    if spec.attention == "dense":
+        return DenseAttention(spec.width, spec.heads, window, spec.relative_position)
+    if spec.attention == "strided":
+        return StridedAttention(spec.width, spec.heads, window, spec.relative_position)
+    if spec.attention == "strided_fp16":
+        return StridedAttention(spec.width, spec.heads, window, spec.relative_position, torch.float16)
+    if spec.attention == "segment_dilated":
+        return SegmentDilatedAttention(spec.width, spec.heads, spec.sparse_configurations)
+    raise ValueError(f"attention must be dense, strided, strided_fp16 or segment_dilated, got {spec.attention!r}")
+
+
+class Block(nn.Module):
+    """One transformer layer on (B, g, g, g, width).
+
+    `spec.residual` is data, because the keys do not tell: "normed" is FastSAM3D's rule z = norm2(x), z + mlp(z);
+    "plain" is the ordinary pre-norm rule x + mlp(norm2(x)) that SAM-Med3D's weights need.
+    """
+
+    def __init__(self, spec: EncoderSpec, index: int) -> None:
+        super().__init__()
+        self.normed_residual = spec.residual == "normed"
+        self.attn = None
+        if index not in spec.feedforward_layers:
+            window = spec.window if spec.window and index not in spec.global_layers else spec.grid
+            self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
+            self.attn = build_attention(spec, window)
+        self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.mlp = FeedForward(spec.width, int(spec.width * spec.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.attn is not None:
+            x = x + self.attn(self.norm1(x))
+        z = self.norm2(x)
+        return (z if self.normed_residual else x) + self.mlp(z)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches -> tokens (B, g, g, g, width); no skip features."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(spec.channels, spec.width, spec.patch, stride=spec.patch)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.proj(x).movedim(1, -1), ()
+
+
+class ConvStem(nn.Module):
+    """Convolutions with strides 2, 4, 8, 16 -> tokens, and features at strides 8 and 4 for the mask decoder.
+
+    Only for patch 16. `spec.stem_widths` = channels at strides 2, 4, 8.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        if spec.patch != 16:
+            raise ValueError(f"the convolutional stem is made for patch 16, got {spec.patch}")
+        a, b, c = spec.stem_widths
+        self.conv1 = nn.Conv3d(spec.channels, a, 3, stride=2, padding=1)
+        self.norm1 = nn.GroupNorm(4, a)
+        self.conv2 = nn.Conv3d(a, b, 3, stride=2, padding=1)
+        self.stage2 = ResidualConv3d(b)
+        self.conv3 = nn.Conv3d(b, c, 2, stride=2)
+        self.stage3 = ResidualConv3d(c)
+        self.conv4 = nn.Conv3d(c, spec.width, 2, stride=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = F.gelu(self.norm1(self.conv1(x)))
+        fine = self.stage2(self.conv2(x))  # stride 4
+        coarse = self.stage3(self.conv3(fine))  # stride 8
+        return self.conv4(coarse).movedim(1, -1), (coarse, fine)
+
+
+class ImageEncoder3D(nn.Module):
+    """Encoder described by an `EncoderSpec`; state-dict keys are the published ones."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.patch_embed = ConvStem(spec) if spec.stem_widths else PatchEmbed(spec)
+        g = spec.grid
+        self.pos_embed = nn.Parameter(torch.zeros(1, g, g, g, spec.width))
+        self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
+        self.neck = nn.Sequential(
+            nn.Conv3d(spec.width, spec.out, 1, bias=False),
+            LayerNorm3d(spec.out),
+            nn.Conv3d(spec.out, spec.out, 3, padding=1, bias=False),
+            LayerNorm3d(spec.out),
+        )
+
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, channels, S, S, S) -> tokens (B, g, g, g, width) with position, and the stem's skip features."""
+        tokens, skips = self.patch_embed(x)
+        return tokens + self.pos_embed, skips
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Token grids [after embed, after layer 1, ..., after layer depth], each (B, g, g, g, width)."""
+        x, _ = self.embed(x)
+        out = [x]
+        for block in self.blocks:
+            x = block(x)
+            out.append(x)
+        return out
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, channels, S, S, S) -> embedding (B, out, g, g, g) and skip features (stride 8, stride 4) or ()."""
+        x, skips = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.neck(x.movedim(-1, 1)), skips
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, S, S, S) -> embedding (B, out, g, g, g)."""
+        return self.forward_features(x)[0]

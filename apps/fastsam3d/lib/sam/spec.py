@@ -1,0 +1,108 @@
+"""Frozen descriptions of the networks. A variant is a row of data (zoo.py), never a second builder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A 3D image encoder.
+
+    Attributes:
+        image_size: edge of the input cube, voxels.
+        patch: edge of one token's patch, voxels.
+        channels: input channels (see SamSpec.intensity).
+        width, depth, heads, mlp_ratio: of the transformer.
+        out: channels of the embedding.
+        residual: "normed" (FastSAM3D: z = norm2(x); z + mlp(z)) or "plain" (SAM-Med3D: x + mlp(norm2(x))).
+        feedforward_layers: layers without attention.
+        window: edge of padded attention windows in tokens, 0 for global attention in every layer.
+        global_layers: layers that attend globally although window is set.
+        attention: "dense", "strided" (as published), "strided_fp16" (its float16 interface) or "segment_dilated".
+        sparse_configurations: (segment, dilation) pairs of "segment_dilated".
+        relative_position: the published position term (dense) and its tables.
+        stem_widths: channels at strides 2, 4, 8 of a convolutional stem whose features also reach the decoder;
+            () for the published patch embedding.
+    """
+
+    image_size: int = 128
+    patch: int = 16
+    channels: int = 1
+    width: int = 768
+    depth: int = 6
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    out: int = 384
+    residual: str = "normed"
+    feedforward_layers: tuple[int, ...] = (0, 1)
+    window: int = 0
+    global_layers: tuple[int, ...] = ()
+    attention: str = "dense"
+    sparse_configurations: tuple[tuple[int, int], ...] = ()
+    relative_position: bool = True
+    stem_widths: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> int:
+        """Tokens an axis."""
+        return self.image_size // self.patch
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Prompt encoder and mask decoder.
+
+    Attributes:
+        width: channels of embedding and tokens; divisible by 3 (three position channels) and by 8.
+        heads, mlp_width, depth: of the two-way transformer.
+        extra_masks: mask tokens beside mask 0 (3 as published, never supervised there).
+        iou_width: hidden width of the IoU head.
+        swapped_axes: as published, the dense position grid pairs the first Gaussian row with array axis 1 and the
+            second with axis 0 although clicks use axis 0 first.
+        boxes: the prompt encoder has box corner embeddings (the published files have none).
+        dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
+        refine: convolutions on the upscaled features, fed with the stem's features and the dense prompt maps.
+    """
+
+    width: int = 384
+    heads: int = 8
+    mlp_width: int = 2048
+    depth: int = 2
+    extra_masks: int = 3
+    iou_width: int = 256
+    swapped_axes: bool = True
+    boxes: bool = False
+    dense_clicks: bool = False
+    refine: bool = False
+
+
+@dataclass(frozen=True)
+class SamSpec:
+    """One promptable 3D segmenter: networks, and how volumes and clicks reach them.
+
+    Attributes:
+        intensity: normalisation of the patch, see intensity.py.
+        lattice: "corner" (as published: lattice of the resampled volume) or "click" (centred on the click).
+        replay: how several clicks reach the network: "last" (one at a time with the previous logits) or "all"
+            (accumulated, with the previous logits).
+        spacing_mm: edge of a patch voxel.
+    """
+
+    name: str
+    encoder: EncoderSpec = field(default_factory=EncoderSpec)
+    decoder: DecoderSpec = field(default_factory=DecoderSpec)
+    spacing_mm: float = 1.5
+    intensity: str = "znorm_positive"
+    lattice: str = "corner"
+    replay: str = "all"
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the patch, voxels."""
+        return self.encoder.image_size
+
+    @property
+    def mask_size(self) -> int:
+        """Edge of the low-resolution masks, voxels (four a token, as published)."""
+        return 4 * self.encoder.grid
