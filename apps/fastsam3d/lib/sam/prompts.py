@@ -11,6 +11,8 @@ from .grid import Grid
 MAX_CLICKS = 1000
 """The most clicks that one request may carry."""
 
+_LARGEST_INDEX = 2**31
+
 
 class PromptError(ValueError):
     """A prompt that the model cannot be asked; the message names the rule, the received value and what to do."""
@@ -139,7 +141,7 @@ def _voxel(values, what: str) -> tuple[int, int, int]:
 def _is_whole(value) -> bool:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         return False
-    return math.isfinite(value) and value == math.floor(value)
+    return abs(value) < _LARGEST_INDEX and value == math.floor(value)  # the comparison is False for NaN
 
 
 def _size(grid: Grid) -> str:

@@ -1,0 +1,100 @@
+"""Masks to files, whole or not at all."""
+
+import gzip
+import os
+import secrets
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from .grid import Grid
+
+_LEVEL = 1
+"""Masks compress to almost nothing at any level; the first is several times faster than the default."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+def write_mask(path: str | os.PathLike, mask: np.ndarray, grid: Grid, compress: bool = True) -> None:
+    """Writes a mask beside or for its scan. A reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: ends in .nii.gz, .nii or .nrrd; the folder exists.
+        mask: (I, J, K) bool or uint8, in the scan's stored axis order.
+        grid: the scan's grid.
+        compress: gzip the voxels of a .nrrd (a .nii.gz always is, a .nii never).
+
+    Raises:
+        ValueError: another ending, another shape than the grid's, or another dtype.
+        OSError: the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    mask = np.asarray(mask)
+    if mask.shape != grid.shape:
+        raise ValueError(f"a mask must have its grid's shape {grid.shape}, got {mask.shape}")
+    if mask.dtype not in (np.bool_, np.uint8):
+        raise ValueError(f"a mask must be bool or uint8, got {mask.dtype}")
+    voxels = np.asfortranarray(mask).view(np.uint8).ravel(order="F").data  # i runs fastest in both formats
+    name = path.name.lower()
+    if name.endswith(".nrrd"):
+        header = _nrrd_header(grid, "gzip" if compress else "raw")
+        _write_whole(path, header, b"", voxels, compress)
+    elif name.endswith((".nii", ".nii.gz")):
+        _write_whole(path, b"", _nifti_header(grid), voxels, name.endswith(".gz"))
+    else:
+        raise ValueError(f"a mask's file must end in .nii.gz, .nii or .nrrd, got {path.name}")
+
+
+def _nrrd_header(grid: Grid, encoding: str) -> bytes:
+    affine = _LPS_TO_RAS @ grid.affine[:3]  # the map is its own inverse
+    vectors = ["(" + ",".join(repr(float(v)) for v in column) + ")" for column in affine.T]
+    lines = [
+        "NRRD0004",
+        "type: uint8",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        "sizes: " + " ".join(str(n) for n in grid.shape),
+        "space directions: " + " ".join(vectors[:3]),
+        "kinds: domain domain domain",
+        f"encoding: {encoding}",
+        "space origin: " + vectors[3],
+    ]
+    return ("\n".join(lines) + "\n\n").encode("ascii")
+
+
+def _nifti_header(grid: Grid) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(grid.affine, code="scanner")  # sets the voxel sizes; loses a shear, the sform keeps it
+    header.set_sform(grid.affine, code="scanner")
+    header["vox_offset"] = 352
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return header.binaryblock + bytes(4)
+
+
+def _write_whole(path: Path, plain: bytes, header: bytes, voxels: memoryview, compress: bool) -> None:
+    """Writes `plain` as it is, then `header` and `voxels`, gzipped on request, to a new file that takes the path."""
+    part = path.parent / f".{path.name}.{secrets.token_hex(8)}.part"
+    try:
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+            file.write(plain)
+            if compress:
+                with gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0) as stream:
+                    stream.write(header)
+                    stream.write(voxels)
+            else:
+                file.write(header)
+                file.write(voxels)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
