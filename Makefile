@@ -29,17 +29,15 @@ setup:  ## the environment in .venv, with the monailabel command; GPU: make setu
 setup-dev:  ## the environment with what the tests and checks need
 	@$(SETUP) --dev
 
-sample-data: setup $(SAMPLES)/.made  ## the sample studies: CT phantoms with labels, one of them as DICOM
-
-$(SAMPLES)/.made: $(wildcard sample-data/*.py)
-	$(BIN)/python sample-data/make.py --out $(SAMPLES) --cases $(strip $(CASES)) --seed 0 --dicom
-	@touch $@
+# make.py itself leaves alone what is up to date.
+sample-data: setup  ## the sample studies: CT phantoms with labels, one of them as DICOM
+	@$(BIN)/python sample-data/make.py --out $(SAMPLES) --cases $(strip $(CASES)) --seed 0 --dicom
 
 # The server works on a copy, so that labels saved by a user leave the samples as they are; delete it to start afresh.
-$(STUDIES): | $(SAMPLES)/.made
+$(STUDIES): | sample-data
 	@mkdir -p build && rm -rf $@.part && cp -R $(SAMPLES)/studies $@.part && mv $@.part $@
 
-demo: sample-data $(STUDIES)  ## the server with the default model on 127.0.0.1:8000, for 3D Slicer or the API
+demo: $(STUDIES)  ## the server with the default model on 127.0.0.1:8000, for 3D Slicer or the API
 	@echo "demo: server on http://127.0.0.1:$(strip $(PORT)), studies in $(STUDIES); Ctrl-C stops it"
 	@exec $(BIN)/monailabel start_server --app apps/fastsam3d --studies $(STUDIES) --host 127.0.0.1 --port $(strip $(PORT))
 
