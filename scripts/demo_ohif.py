@@ -168,7 +168,7 @@ def run(dicom: Path, app: Path, port: int, folder: Path) -> None:
         command = [str(Path(sys.executable).parent / "monailabel"), "start_server", "--app", str(app)]
         command += ["--studies", store, "--host", HOST, "--port", str(port)]
         # The server's copies of the series live beside Orthanc's database rather than in the user's home folder.
-        env = {**os.environ, "MONAI_LABEL_DATASTORE_CACHE_PATH": str((folder / "cache").resolve())}
+        env = {**os.environ, "MONAI_LABEL_DICOMWEB_CACHE_PATH": str((folder / "cache").resolve())}
         with started(command, env=env) as server:
             wait_for(f"http://{HOST}:{port}/info/", server, 180, "the lines above")
             say(f"DICOMweb store: {store}")
