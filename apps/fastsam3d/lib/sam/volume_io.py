@@ -162,9 +162,10 @@ def _read_nifti(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, lis
     array = array.reshape(sizes[:3], order="A")
     array = _native(array)
     if scaled:
-        array = array.astype(np.float32) if array.dtype.kind != "f" else array
-        array *= np.float32(slope)
-        array += np.float32(intercept)
+        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is treated as infinite below
+            array *= np.float32(slope)
+            array += np.float32(intercept)
     return array, affine, []
 
 
