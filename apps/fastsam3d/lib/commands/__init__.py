@@ -1,0 +1,1 @@
+"""The commands of `python apps/fastsam3d`, one file each."""

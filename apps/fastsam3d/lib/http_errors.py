@@ -1,0 +1,74 @@
+"""Errors as HTTP answers: what a client did wrong gets a 4xx with the reason, as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import torch
+from fastapi import HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import JSONResponse, Response
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from .infers.request import RequestError
+from .sam.preprocess import VolumeError
+from .sam.prompts import MAX_CLICKS, PromptError
+from .sam.weights import WeightsError
+
+logger = logging.getLogger(__name__)
+
+_STATUS = (
+    (ImageNotFoundException, 404),
+    (LabelNotFoundException, 404),
+    (MONAILabelException, 400),
+    (json.JSONDecodeError, 400),
+    (RequestError, 422),
+    (PromptError, 422),
+    (VolumeError, 422),
+    (WeightsError, 503),
+    (MemoryError, 503),
+    (torch.cuda.OutOfMemoryError, 503),
+)
+EXPECTED = tuple(error for error, _ in _STATUS)
+
+
+def as_http(error: Exception) -> HTTPException:
+    """Turns one of the `EXPECTED` errors into the answer a client gets; others are a server's fault and pass as 500."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    text = str(getattr(error, "msg", "") or error)
+    if isinstance(error, json.JSONDecodeError):
+        text = f"params must be a JSON object: {error}"
+    elif isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        text = f"There is not enough memory for this request; close other images or lower --conf cache_gb ({text})."
+    return HTTPException(status_code=status, detail=text)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    answer = as_http(error)
+    logger.info("%s %s -> %d: %s", request.method, request.url.path, answer.status_code, answer.detail)
+    return JSONResponse({"detail": answer.detail}, status_code=answer.status_code)
+
+
+async def _answer_oversized(request: Request, error: StarletteHTTPException) -> Response:
+    """Says why a form field that Starlette did not even parse is too long; passes on everything else."""
+    if error.status_code == 400 and str(error.detail).startswith("Part exceeded maximum size"):
+        error.detail = f"{error.detail} A request may hold at most {MAX_CLICKS} clicks."
+    return await http_exception_handler(request, error)
+
+
+def install_handlers() -> None:
+    """Makes MONAI Label's own web application answer the expected errors as such, instead of with a bare 500.
+
+    Does nothing where that application was not started (a training process, a script). Starlette builds its chain of
+    handlers at the first event, which has passed when an app is constructed, so it is told to build it again.
+    """
+    server = sys.modules.get("monailabel.app")
+    if server is None:
+        return
+    for kind in EXPECTED:
+        server.app.add_exception_handler(kind, _answer)
+    server.app.add_exception_handler(StarletteHTTPException, _answer_oversized)
+    server.app.middleware_stack = None

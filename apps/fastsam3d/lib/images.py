@@ -1,0 +1,86 @@
+"""From what a request calls its image to a path that may be read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+from fastapi import HTTPException
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.interfaces.datastore import Datastore
+
+from .uploads import UploadSessions
+
+logger = logging.getLogger(__name__)
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+){1,63}")
+_LONGEST_UID = 64
+_UPLOAD_NAME = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+){0,3}")
+_UPLOAD_SECONDS = 60
+_SHOWN = 80
+
+
+def resolve_image(request: Mapping[str, Any], datastore: Datastore, sessions: UploadSessions | None) -> tuple[str, str]:
+    """Finds the image of an inference request: an id of the datastore, a session's upload, or a file sent along.
+
+    MONAI Label takes any path of the server as an image, and lets `params` overwrite the one of the address. Here a
+    path is taken only from where MONAI Label itself has put an upload.
+
+    Args:
+        request: holds `image`, and `session` if the client has one.
+        datastore: knows the images of the studies.
+        sessions: knows the uploads; None if sessions are switched off.
+
+    Returns:
+        The image's id and the path to read.
+
+    Raises:
+        HTTPException: 404 if there is no such image, 502 if the DICOMweb server does not give it.
+    """
+    image = request.get("image")
+    if not isinstance(image, str) or not image or "\0" in image:
+        raise HTTPException(422, f"image must be the id of an image, got {repr(image)[:_SHOWN]}.")
+    if os.path.isabs(image):
+        if os.path.exists(image) and (sessions is not None and sessions.contains(image) or _is_fresh_upload(image)):
+            return image, os.path.realpath(image)
+        raise _not_found(image)
+    path = _series(image, datastore) if isinstance(datastore, DICOMWebDatastore) else datastore.get_image_uri(image)
+    if not path or not os.path.exists(path):
+        raise _not_found(image)
+    return image, path
+
+
+def _series(image: str, datastore: DICOMWebDatastore) -> str:
+    """Path of a DICOM series in the datastore's cache, fetched first if need be."""
+    if len(image) > _LONGEST_UID or not _UID.fullmatch(image):
+        raise _not_found(image)
+    try:
+        path = datastore.get_image_uri(image)
+        kept = datastore.get_image_uri(image)
+    except (LookupError, requests.HTTPError) as error:
+        logger.info("No series %s: %s", image, error)
+        raise _not_found(image) from error
+    except requests.RequestException as error:
+        raise HTTPException(502, f"The DICOMweb server does not answer: {error}") from error
+    if path != kept and os.path.dirname(path) == os.path.realpath(tempfile.gettempdir()):
+        # The first answer is a temporary conversion of which the cache holds a copy; nobody else removes it.
+        os.unlink(path)
+    return kept
+
+
+def _is_fresh_upload(path: str) -> bool:
+    """Whether a path is a file that MONAI Label stored for this request (its `file` form field) moments ago."""
+    folder, name = os.path.split(path)
+    if folder != tempfile.gettempdir() or not _UPLOAD_NAME.fullmatch(name) or os.path.islink(path):
+        return False
+    return os.path.isfile(path) and abs(time.time() - os.stat(path).st_mtime) < _UPLOAD_SECONDS
+
+
+def _not_found(image: str) -> HTTPException:
+    return HTTPException(404, f"There is no image {image[:_SHOWN]!r}; GET /datastore/?output=all lists the images.")

@@ -1,0 +1,152 @@
+"""The click: prompts on a resident image become an answer file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from ..encode import write_answer
+from ..sam import weights
+from ..sam.device import choose_device
+from ..sam.segmenter import Segmentation, VolumeSegmenter
+from ..sam.session import SessionStore
+from .request import AnswerOptions, parse_answer, parse_prompts
+
+logger = logging.getLogger(__name__)
+
+
+class InteractiveInfer(InferTask):
+    """A promptable 3D model: clicks of both signs and a box, answered by a mask of ones on the image's own grid.
+
+    A refinement click reads no file, resamples no whole volume and runs no encoder: the store keeps the volume, its
+    embedding and the last logits. Nothing is loaded until `preload` or the first click.
+
+    Args:
+        model: name of the model in the weights' registry.
+        labels: label name -> number, for the viewers' lists; a click's mask is 1 whatever its label.
+        model_dir: the app's folder of weights.
+        store: the resident images, shared by all models.
+        weights_choice: a file, a folder or a registry name; None lets the registry choose.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        description: one line for the viewers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        labels: Mapping[str, int],
+        model_dir: str,
+        store: SessionStore,
+        weights_choice: str | None = None,
+        device: str = "auto",
+        description: str = "",
+    ) -> None:
+        super().__init__(InferType.DEEPGROW, dict(labels), 3, description)
+        self.model = model
+        self.model_dir = model_dir
+        self.store = store
+        self.weights_choice = weights_choice
+        self.device = device
+        self._segmenter: VolumeSegmenter | None = None
+        self._lock = threading.Lock()
+
+    def is_valid(self) -> bool:
+        """Whether the model's weights are there; a model without them is not shown to clients."""
+        return self._segmenter is not None or self.get_path() is not None
+
+    def get_path(self, validate: bool = True) -> str | None:
+        """Path of the weights that would be used, or None."""
+        try:
+            resolved = weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
+        except weights.WeightsError as error:
+            logger.debug("No weights for %s: %s", self.model, error)
+            return None
+        return str(resolved.paths[0])
+
+    def preload(self) -> None:
+        """Loads the weights now, if they are not loaded.
+
+        Raises:
+            WeightsError: if they are missing, damaged or do not fit.
+        """
+        with self._lock:
+            self._loaded()
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """Segments.
+
+        Args:
+            request: `image` is the path to read and `image_id` what the client calls it; prompts and answer options
+                are described in request.py.
+
+        Returns:
+            The answer file, which the caller removes (None if `result_write_to_file` is false), and the parameters:
+            `label_names`, `predicted_iou`, `voxels`, `latencies` (seconds by stage), `model`, `weights`, `warnings`.
+
+        Raises:
+            RequestError, PromptError: the request breaks a rule.
+            VolumeError: the image cannot be read or used.
+            WeightsError: the model cannot be loaded.
+        """
+        latencies: dict[str, float] = {}
+        with _timed(latencies, "total"):
+            answer = parse_answer(request)
+            segmentation = self._segment(request, latencies)
+            with _timed(latencies, "encode"):
+                file = write_answer(segmentation, answer.extension, answer.dtype) if answer.write else None
+        logger.info("%s on %s: %s", self.model, request.get("image_id"), latencies)
+        return file, self._params(segmentation, answer, latencies)
+
+    def _segment(self, request: Mapping[str, Any], latencies: dict[str, float]) -> Segmentation:
+        begin = time.perf_counter()
+        with self.store.open(str(request.get("image_id") or request["image"]), request["image"]) as session:
+            latencies["open"] = _seconds_since(begin)
+            prompts = parse_prompts(request, session.volume.grid)
+            with self._lock:
+                with _timed(latencies, "load_model"):
+                    segmenter = self._loaded()
+                segmentation = segmenter.segment(session, prompts)
+        latencies.update({stage: round(ms / 1000, 4) for stage, ms in segmentation.timings_ms.items()})
+        return segmentation
+
+    def _params(self, segmentation: Segmentation, answer: AnswerOptions, latencies: dict[str, float]) -> dict[str, Any]:
+        iou = float(segmentation.iou)
+        return {
+            "label_names": {answer.label: 1},
+            "predicted_iou": round(iou, 4) if math.isfinite(iou) else None,
+            "voxels": int(segmentation.mask_box.sum()),
+            "latencies": latencies,
+            "model": self.model,
+            "weights": {"name": segmentation.weights, "version": segmentation.version},
+            "warnings": list(segmentation.warnings),
+        }
+
+    def _loaded(self) -> VolumeSegmenter:
+        """The segmenter, built at the first call; the caller holds the lock."""
+        if self._segmenter is None:
+            resolved = weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
+            device = choose_device(self.device)
+            network = weights.load_sam(resolved, device)
+            self._segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+            logger.info(
+                "%s uses %s (%s) from %s on %s", self.model, resolved.name, resolved.version, resolved.origin, device
+            )
+        return self._segmenter
+
+
+def _seconds_since(begin: float) -> float:
+    return round(time.perf_counter() - begin, 4)
+
+
+@contextmanager
+def _timed(latencies: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    latencies[stage] = _seconds_since(begin)

@@ -1,0 +1,184 @@
+"""The MONAI Label app: `monailabel start_server --app apps/fastsam3d --studies <folder or DICOMweb URL>`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from lib import configs
+from lib.activelearning.strategies import First, Random
+from lib.conf import AppConf
+from lib.http_errors import EXPECTED, as_http, install_handlers
+from lib.images import resolve_image
+from lib.sam.session import SessionStore
+from lib.server import apply_settings, forget_dicomweb_lists
+from lib.uploads import UploadSessions
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.config import TaskConfig
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.others.class_utils import get_class_names
+
+logger = logging.getLogger(__name__)
+
+_VERSION = "0.1.0"
+_LISTS_AGE_SECONDS = 5.0
+_ANSWER_SECONDS = 600.0
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class FastSAM3DApp(MONAILabelApp):
+    """Interactive 3D segmentation: one task a model, all over one store of resident images.
+
+    Args:
+        app_dir: this folder.
+        studies: a folder of volumes, or the address of a DICOMweb server.
+        conf: the `--conf` pairs, see `lib.conf.AppConf`.
+
+    Raises:
+        ConfError: a `--conf` key or value that is not accepted.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
+        apply_settings()
+        self.app_conf = AppConf.parse(conf)
+        if self.app_conf.threads:
+            torch.set_num_threads(self.app_conf.threads)
+        self.store = SessionStore(self.app_conf.cache_bytes)
+        self._last_click = 0.0
+        self._lists_read = 0.0
+        self._answers: deque[tuple[float, str]] = deque()
+        self._configs = self._find_configs(os.path.join(app_dir, "model"), dict(conf or {}))
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf or {}),
+            name="FastSAM3D",
+            description="Click on a structure, or draw a box around it, and get its 3D mask. Not for clinical use.",
+            version=_VERSION,
+            labels=list(self.app_conf.labels),
+        )
+
+    def _find_configs(self, model_dir: str, conf: dict[str, str]) -> dict[str, TaskConfig]:
+        """Makes the configs of lib/configs whose models are asked for, in that order."""
+        found = {name.split(".")[-2]: name for name in get_class_names(configs, "TaskConfig")}
+        made = {}
+        for model in self.app_conf.models:
+            module, _, class_name = found[model].rpartition(".")
+            made[model] = getattr(importlib.import_module(module), class_name)()
+            made[model].init(model, model_dir, conf, None, app_conf=self.app_conf, store=self.store)
+        return made
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return {name: config.infer() for name, config in self._configs.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        trainers = {name: config.trainer() for name, config in self._configs.items()}
+        return {name: trainer for name, trainer in trainers.items() if trainer is not None}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        return {"random": Random(), "first": First()}
+
+    def on_init_complete(self) -> None:
+        """Once the server runs: errors answer as 4xx, and the weights are in memory before the first click.
+
+        Raises:
+            WeightsError: the weights that the user chose, or those found, cannot be loaded.
+        """
+        install_handlers()
+        for name, task in self._infers.items():
+            if name in self.app_conf.weights or self.app_conf.preload and task.is_valid():
+                task.preload()
+            elif not task.is_valid():
+                logger.warning("The model %s is not offered: its weights are not there.", name)
+        super().on_init_complete()
+
+    def info(self) -> dict[str, Any]:
+        """What clients are told; MONAI Label also asks before each inference, so it must be quick while one clicks."""
+        now = time.monotonic()
+        if min(now - self._last_click, now - self._lists_read) > _LISTS_AGE_SECONDS:
+            forget_dicomweb_lists()
+            self._lists_read = now
+        return super().info()
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        forget_dicomweb_lists()
+        return super().next_sample(request)
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        forget_dicomweb_lists()
+        super().on_save_label(image_id, label_id)
+
+    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Runs one model on one image.
+
+        Args:
+            request: `model`, `image`, a `session` if there is one, and what the model takes (prompts, answer options).
+            datastore: where the image is looked up; None is the app's own.
+
+        Returns:
+            `file` and `label` (the answer's path, or the label's id if `save_label` is set), `tag` and `params`.
+
+        Raises:
+            HTTPException: 404 for an unknown model or image, 422 for prompts or an image that cannot be used.
+        """
+        model = request.get("model")
+        task = self._infers.get(model) if isinstance(model, str) else None
+        if task is None:
+            raise HTTPException(
+                404, f"There is no model {str(model)[:80]!r}; this server has {', '.join(self._infers)}."
+            )
+        datastore = datastore or self.datastore()
+        image_id, path = resolve_image(request, datastore, self.sessions())
+        try:
+            file, params = task({**request, "image": path, "image_id": image_id})
+        except EXPECTED as error:
+            raise as_http(error) from error
+        finally:
+            self._last_click = time.monotonic()
+        self._sweep_answers(file)
+        label = file
+        if file and request.get("save_label") is True and image_id in datastore.list_images():
+            label = datastore.save_label(image_id, file, _checked_tag(request), {"model": model, "params": params})
+        return {"label": label, "tag": DefaultLabelTag.ORIGINAL, "file": file, "params": params}
+
+    def _sweep_answers(self, file: str | None) -> None:
+        """Remembers an answer file, and removes old ones that MONAI Label forgot (it does when a later step fails)."""
+        now = time.monotonic()
+        while self._answers and now - self._answers[0][0] > _ANSWER_SECONDS:
+            with suppress(FileNotFoundError):
+                os.unlink(self._answers.popleft()[1])
+        if file:
+            self._answers.append((now, file))
+
+    def _load_sessions(self, load: bool = False) -> UploadSessions | None:
+        if not load:
+            return None
+        return UploadSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
+
+    def _download_dcmqi_tools(self) -> None:
+        """Looks for the converter that MONAI Label would fetch from the internet; this app downloads nothing unasked."""
+        if shutil.which("itkimage2segimage") is None:
+            logger.warning(
+                "itkimage2segimage is not on PATH, so labels cannot be saved as DICOM SEG: pip install dcmqi"
+            )
+
+
+def _checked_tag(request: Mapping[str, Any]) -> str:
+    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
+    if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+        raise HTTPException(422, f"label_tag must be a plain name, got {repr(tag)[:80]}.")
+    return tag

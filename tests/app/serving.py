@@ -1,0 +1,118 @@
+"""Starting and stopping the real server process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "fastsam3d"
+_START_SECONDS = 120
+_REQUEST_SECONDS = 120
+
+
+@dataclass
+class Server:
+    """A running server: its address, its log, its folders and its process."""
+
+    url: str
+    log: Path
+    studies: Path
+    temporary: Path
+    process: subprocess.Popen
+
+    def infer(self, image: str, params: dict | str, model: str = "fastsam3d", **query: str) -> requests.Response:
+        """POST /infer/{model} as OHIF does: one multipart field with JSON."""
+        text = params if isinstance(params, str) else json.dumps(params)
+        return requests.post(
+            f"{self.url}/infer/{model}",
+            params={"image": image, **query},
+            files={"params": (None, text)},
+            timeout=_REQUEST_SECONDS,
+        )
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=_REQUEST_SECONDS)
+
+    def alive(self) -> bool:
+        return self.process.poll() is None and self.get("/info/").status_code == 200
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(studies: Path, port: int, *conf: str) -> list[str]:
+    """The documented start command, for this machine only; `conf` alternates keys and values."""
+    launcher = shutil.which("monailabel", path=str(Path(sys.executable).parent))
+    words = [launcher] if launcher else [sys.executable, "-m", "monailabel.main"]
+    words += ["start_server", "--app", str(APP), "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+    for key, value in zip(conf[::2], conf[1::2]):
+        words += ["--conf", key, value]
+    return words
+
+
+def environment(home: Path) -> dict[str, str]:
+    """An activated environment with folders of its own, and none of MONAI Label's settings."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MONAI_") and key != "PYTHONPATH"}
+    env["PATH"] = str(Path(sys.executable).parent) + os.pathsep + env.get("PATH", "")
+    env["HOME"] = str(home)
+    env["TMPDIR"] = str(home / "tmp")
+    return env
+
+
+def launch(studies: Path, home: Path, *conf: str) -> Server:
+    """Starts the server's process and returns at once."""
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command(studies, port, *conf),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(home),
+            cwd=home,
+            start_new_session=True,
+        )
+    return Server(f"http://127.0.0.1:{port}", log, studies, home / "tmp", process)
+
+
+def start(studies: Path, home: Path, *conf: str) -> Server:
+    """Starts the server and waits until it answers."""
+    server = launch(studies, home, *conf)
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"The server ended with {server.process.returncode}:\n{server.log.read_text()[-4000:]}")
+        try:
+            if server.get("/info/").status_code == 200:
+                return server
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    stop(server)
+    raise RuntimeError(f"The server did not answer within {_START_SECONDS} s:\n{server.log.read_text()[-4000:]}")
+
+
+def stop(server: Server) -> None:
+    """Ends the process group that `launch` made: the launcher and the server below it."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.process.pid, how)
+            server.process.wait(10)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

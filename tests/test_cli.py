@@ -1,0 +1,73 @@
+"""The command line: errors in one line, status 2, from any folder."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lib import cli
+from lib.cli import COMMANDS, UserError
+from lib.commands import segment
+
+APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
+
+
+def arguments(*texts: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    segment.add_arguments(parser)
+    return parser.parse_args(["image.nii.gz", "--out", "mask.nii.gz", *texts])
+
+
+def test_usage_lists_every_command(capsys):
+    assert cli.main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(name in usage for name in COMMANDS)
+
+
+def test_an_unknown_command_is_one_line_and_status_2(capsys):
+    assert cli.main(["fly"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "no command 'fly'" in err
+    assert "segment" in err
+
+
+def test_importing_the_commands_table_imports_no_torch():
+    code = f"import sys; sys.path.insert(0, {str(APP)!r}); import lib.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_it_runs_as_a_folder_from_anywhere(tmp_path):
+    done = subprocess.run([sys.executable, str(APP), "segment", "-h"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--click" in done.stdout
+
+
+def test_clicks_and_box_become_a_request():
+    request = segment.parse_arguments(
+        arguments("--click", "120,96,40,+", "--click", "90, 96, 40, -", "--box", "1,20,3,4,50,6")
+    )
+    assert request == {"foreground": [[120, 96, 40]], "background": [[90, 96, 40]], "box": [1, 20, 3, 4, 50, 6]}
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "1,2,+", "a,b,c,+", "1,2,3,4,+", "1.5,2,3,+", ""])
+def test_a_malformed_click_is_refused(text):
+    with pytest.raises(UserError, match="--click takes"):
+        segment.parse_arguments(arguments("--click", text))
+
+
+def test_a_malformed_box_or_out_is_refused():
+    with pytest.raises(UserError, match="--box takes"):
+        segment.parse_arguments(arguments("--box", "1,2,3"))
+    with pytest.raises(UserError, match="--out must end in"):
+        segment.parse_arguments(argparse.Namespace(out="mask.png", click=[], box=None))
+
+
+def test_a_missing_image_is_one_line_and_status_2(capsys, tmp_path):
+    out = tmp_path / "mask.nii.gz"
+    assert cli.main(["segment", str(tmp_path / "none.nii.gz"), "--click", "1,2,3,+", "--out", str(out)]) == 2
+    assert "none.nii.gz" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,98 @@
+"""Which paths a request may make the server read."""
+
+import os
+import tempfile
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from fastapi import HTTPException
+from lib.images import resolve_image
+from lib.uploads import UploadSessions
+from monailabel.datastore.local import LocalDatastore
+
+
+def write(path):
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)), path)
+    return str(path)
+
+
+@pytest.fixture
+def datastore(tmp_path):
+    (tmp_path / "studies").mkdir()
+    write(tmp_path / "studies" / "case1.nii.gz")
+    return LocalDatastore(str(tmp_path / "studies"), extensions=["*.nii.gz"])
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    return UploadSessions(str(tmp_path / "sessions"), 3600)
+
+
+def status(request, datastore, sessions) -> int:
+    with pytest.raises(HTTPException) as caught:
+        resolve_image(request, datastore, sessions)
+    return caught.value.status_code
+
+
+def test_an_id_of_the_datastore(datastore, sessions, tmp_path):
+    found = resolve_image({"image": "case1"}, datastore, sessions)
+    assert found == ("case1", str(tmp_path / "studies" / "case1.nii.gz"))
+
+
+def test_a_sessions_image(datastore, sessions, tmp_path):
+    _, info = sessions.add_session(write(tmp_path / "upload.nii.gz"))
+    assert resolve_image({"image": info.image}, datastore, sessions) == (info.image, os.path.realpath(info.image))
+    assert status({"image": info.image}, datastore, None) == 404
+
+
+def test_other_paths_and_links_are_no_images(datastore, sessions, tmp_path):
+    private = write(tmp_path / "private.nii.gz")
+    _, info = sessions.add_session(write(tmp_path / "upload.nii.gz"))
+    link = os.path.join(os.path.dirname(info.image), "link.nii.gz")
+    os.symlink(private, link)
+    for path in (private, link, str(tmp_path / "studies" / "case1.nii.gz"), sessions.store_path + "/../private.nii.gz"):
+        assert status({"image": path}, datastore, sessions) == 404
+
+
+def test_a_file_of_this_request_and_no_older_or_linked_one(datastore, sessions, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fresh = write(tmp_path / "tmpab12_xyz.nii.gz")
+    assert resolve_image({"image": fresh}, datastore, sessions)[1] == fresh
+    os.utime(fresh, (time.time() - 3600,) * 2)
+    assert status({"image": fresh}, datastore, sessions) == 404
+    os.symlink(write(tmp_path / "private.nii.gz"), tmp_path / "tmpabcdefgh.nii.gz")
+    assert status({"image": str(tmp_path / "tmpabcdefgh.nii.gz")}, datastore, sessions) == 404
+    assert status({"image": str(tmp_path / "private.nii.gz")}, datastore, sessions) == 404
+
+
+@pytest.mark.parametrize("image", [None, "", 5, ["case1"], "case1\0.nii.gz"])
+def test_what_is_no_name(datastore, sessions, image):
+    assert status({"image": image}, datastore, sessions) == 422
+
+
+@pytest.mark.parametrize("session_id", ["../victim", "..", "", "a/b", "a\0b", "x" * 65, None])
+def test_a_session_id_is_a_plain_name(sessions, tmp_path, session_id):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "meta.info").write_text('{"name": "v", "image": "/nowhere", "expiry": 1}')
+    assert sessions.get_session(session_id) is None
+    assert victim.exists()
+
+
+def test_broken_session_folders_do_not_stop_the_cleaning(sessions, tmp_path):
+    old = time.time() - 2 * sessions.expiry
+    for name, text in (("empty", None), ("broken", "{no json"), ("strange", '["a"]')):
+        folder = tmp_path / "sessions" / name
+        folder.mkdir(parents=True)
+        if text:
+            (folder / "meta.info").write_text(text)
+        os.utime(folder, (old, old))
+    alive, _ = sessions.add_session(write(tmp_path / "upload.nii.gz"))
+    expired, info = sessions.add_session(write(tmp_path / "upload2.nii.gz"))
+    info.last_access_ts = int(old)
+    sessions._write_meta_info(expired, info)
+    assert sessions.remove_expired() == 4
+    assert os.listdir(sessions.store_path) == [alive]
+    assert sessions.get_session(alive) is not None
