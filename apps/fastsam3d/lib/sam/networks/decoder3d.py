@@ -101,8 +101,8 @@ class Refine(nn.Module):
         x = up[2](up[1](x))
         x = x + self.coarse_conv(x)
         x = up[3](x) + self.fine_skip(skips[1]) + self.fine_maps(maps)
-        x = up[4](self.fine_norm(x))
-        return x + F.gelu(self.fine_conv(x))
+        x = F.relu(self.fine_norm(x))  # cheaper than GELU where most voxels are
+        return x + F.relu(self.fine_conv(x))
 
 
 class MaskDecoder3D(nn.Module):

@@ -1,0 +1,42 @@
+"""The anatomy generator: one seed -> one labelled, randomised patch.
+
+    case = generate(seed)            # the same seed gives the same case on the same device kind
+    case.image                       # (S, S, S) float32, HU for CT-like cases, arbitrary units otherwise
+    case.label                       # (S, S, S) int64, 0 = nothing, 1..n = objects
+
+Nothing here knows the phantom of sample-data, which is for demonstration and tests only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .fields import Draw
+from .rendering import render
+from .scenes import SCENES
+
+MIX = {"torso": 0.6, "cells": 0.15, "scatter": 0.25}
+
+
+@dataclass
+class Case:
+    """image float32, label int64, inside bool (False out of the scanned volume); each (S, S, S)."""
+
+    image: Tensor
+    label: Tensor
+    inside: Tensor
+
+
+def generate(seed: int, size: int = 128, device: str = "cpu") -> Case:
+    """One case; every random choice follows from the seed."""
+    draw = Draw(seed, device)
+    pick, total = draw.uniform(0, 1), 0.0
+    for name, share in MIX.items():
+        total += share
+        if pick < total:
+            break
+    scene = SCENES[name](draw, size)
+    image, inside = render(draw, scene)
+    return Case(image, scene.label * inside, inside)

@@ -1,0 +1,219 @@
+"""From prompts on a resident scan to a mask on the scan's own grid.
+
+Frame, cached embedding, one decoder pass for each new prompt, and back: a refinement click reads no file and runs no
+encoder. The answer depends on the prompts alone, never on what was asked before: the frame is a pure function of the
+prompts, and the prompts are replayed in the order in which they were made, as the network was trained (what was
+replayed before is remembered by prefix, so that only the newest click costs anything).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .build import Sam3D
+from .geometry import Grid, PatchFrame
+from .intensity import normalise
+from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
+from .prompts import PromptError, Prompts
+from .session import ImageSession
+from .spec import SamSpec
+
+SINGLE_CLICKS = 16
+"""So many clicks are replayed one at a time; later ones in blocks of this size, so that a thousand stay affordable."""
+
+_BOX_MARGIN = 1.25
+_MAX_COARSENING = 3.0
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """An answer.
+
+    Attributes:
+        mask_box: (i, j, k) uint8 part of the scan that holds every positive voxel; the rest of the scan is 0.
+        corner_ijk: the scan's voxel at the low corner of mask_box.
+        grid: the scan's grid.
+        iou: the network's own estimate of the mask's intersection over union, in [0, 1].
+        timings_ms: milliseconds by stage: crop, encode, decode, paste.
+        warnings: what the user should know.
+        weights, version: which weights answered.
+    """
+
+    mask_box: np.ndarray
+    corner_ijk: tuple[int, int, int]
+    grid: Grid
+    iou: float
+    timings_ms: dict[str, float]
+    warnings: tuple[str, ...]
+    weights: str
+    version: str
+
+    def full_mask(self) -> np.ndarray:
+        """(I, J, K) uint8 mask of the whole scan."""
+        mask = np.zeros(self.grid.shape, dtype=np.uint8, order="F")
+        window = tuple(slice(c, c + n) for c, n in zip(self.corner_ijk, self.mask_box.shape))
+        mask[window] = self.mask_box
+        return mask
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the decoder knows after some prompts: low-resolution logits (1, 1, m, m, m) and the predicted IoU."""
+
+    logits: Tensor
+    iou: float
+
+
+class VolumeSegmenter:
+    """A promptable 3D network over resident scans.
+
+    Args:
+        model: built and loaded network.
+        spec: its description.
+        weights_name, weights_version: reported with every answer, and part of every cache key.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self, model: Sam3D, spec: SamSpec, weights_name: str, weights_version: str, device: torch.device | str = "cpu"
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.spec, self.device = spec, torch.device(device)
+        self.weights_name, self.weights_version = weights_name, weights_version
+
+    @torch.inference_mode()
+    def segment(self, session: ImageSession, prompts: Prompts) -> Segmentation:
+        """Answers prompts on an open session.
+
+        Raises:
+            PromptError: prompts that this scan or this model cannot be asked.
+        """
+        volume, timings = session.volume, {}
+        prompts.validate(volume.grid)
+        if prompts.box is not None and not self.spec.decoder.boxes:
+            raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
+        frame = place_patch(volume.grid, prompts, self.spec)
+        warnings = list(volume.warnings)
+        embedding = self._embedding(session, frame, timings)
+        with _stage(timings, "decode"):
+            rounds, outside = self._rounds(frame, prompts)
+            if outside:
+                warnings.append(f"{outside} clicks lie outside the region that the model sees and were not used")
+            state = self._replay(session, frame, embedding, rounds)
+            size = (self.spec.patch_size,) * 3
+            logits = F.interpolate(state.logits, size=size, mode="trilinear", align_corners=False)[0, 0]
+            logits = logits.float().cpu().numpy()
+        with _stage(timings, "paste"):
+            mask_box, corner = frame.paste(logits)
+        if mask_box.size == 0:
+            warnings.append("the model found nothing at these prompts; click in the middle of the structure")
+        iou = float(np.clip(state.iou, 0.0, 1.0))
+        return Segmentation(
+            mask_box, corner, volume.grid, iou, timings, tuple(warnings), self.weights_name, self.weights_version
+        )
+
+    def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
+        """Embedding and skip features of the patch, from the session or computed."""
+        key = ("embedding", self.weights_version, _frame_key(frame))
+        cached = session.get(key)
+        if cached is not None:
+            return cached
+        with _stage(timings, "crop"):
+            patch = normalise(frame.crop(session.volume.array), frame.inside(), self.spec.intensity)
+        with _stage(timings, "encode"):
+            embedding = self.model.encode(torch.from_numpy(patch)[None].to(self.device))
+        session.put(key, embedding)
+        return embedding
+
+    def _rounds(self, frame: PatchFrame, prompts: Prompts) -> tuple[list[tuple[tuple[tuple[int, ...], int], ...]], int]:
+        """Prompts in the order of replay: a list of rounds, each a tuple of (patch voxel, label); and how many clicks
+        lie outside the patch."""
+        size = self.spec.patch_size
+        rounds = []
+        if prompts.box is not None:
+            corners = frame.to_patch(np.array([prompts.box.low_ijk, prompts.box.high_ijk], dtype=np.float64))
+            corners = np.sort(corners, axis=0).round().clip(0, size - 1).astype(int)
+            rounds.append(tuple((tuple(c), label) for c, label in zip(corners.tolist(), (BOX_LOW, BOX_HIGH))))
+        points = np.floor(frame.to_patch(prompts.clicks_ijk) + 0.5).astype(int)
+        used = ((points >= 0) & (points < size)).all(axis=1)
+        clicks = [
+            (tuple(p), POSITIVE if label else NEGATIVE)
+            for p, label, use in zip(points.tolist(), prompts.labels.tolist(), used)
+            if use
+        ]
+        singles = clicks[:SINGLE_CLICKS]
+        rounds += [(c,) for c in singles]
+        rest = clicks[SINGLE_CLICKS:]
+        rounds += [tuple(rest[i : i + SINGLE_CLICKS]) for i in range(0, len(rest), SINGLE_CLICKS)]
+        return rounds, int((~used).sum())
+
+    def _replay(self, session: ImageSession, frame: PatchFrame, embedding, rounds) -> _State:
+        """Runs the decoder for every round that was not replayed before."""
+        base = ("logits", self.weights_version, _frame_key(frame))
+        state, done = None, 0
+        for n in range(len(rounds), 0, -1):
+            state = session.get((*base, tuple(rounds[:n])))
+            if state is not None:
+                done = n
+                break
+        m = self.spec.mask_size
+        for n in range(done, len(rounds)):
+            previous = state.logits if state else torch.zeros(1, 1, m, m, m, device=self.device)
+            given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
+            points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
+            labels = torch.tensor([[label for _, label in given]], device=self.device)
+            logits, iou = self.model.decode(embedding, (points, labels), previous)
+            state = _State(logits, float(iou[0, 0]))
+            session.put((*base, tuple(rounds[: n + 1])), state)
+        return state
+
+
+def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec) -> PatchFrame:
+    """The patch that the network sees: a pure function of the prompts.
+
+    Around the box, else around the first click on the object (the first click if there is none). It moves only when it
+    must: when another click on the object would lie outside, it is centred on all of them. Where box or clicks span
+    more than the patch, models that are not bound to the published spacing see it coarser, up to three times.
+    """
+    positive = prompts.clicks_ijk[prompts.labels == 1] if prompts.clicks else np.zeros((0, 3))
+    if prompts.box is not None:
+        span = np.array([prompts.box.low_ijk, prompts.box.high_ijk], dtype=np.float64)
+        centre, margin = span.mean(axis=0), _BOX_MARGIN
+    elif len(positive):
+        span, centre, margin = positive.astype(np.float64), positive[0], 1.1
+    else:
+        span = prompts.clicks_ijk[:1].astype(np.float64)
+        centre, margin = span[0], 1.1
+
+    def around(centre, spacing: float) -> PatchFrame:
+        return PatchFrame.around(grid, centre, spec.patch_size, spacing, spec.lattice)
+
+    frame = around(centre, spec.spacing_mm)
+    nodes = frame.to_patch(np.concatenate([span, positive.reshape(-1, 3)]))
+    if ((nodes >= 0) & (nodes <= spec.patch_size - 1)).all() and prompts.box is None:
+        return frame
+    low, high = span.min(axis=0), span.max(axis=0)
+    spacing = spec.spacing_mm
+    if spec.lattice == "click":
+        extent_mm = ((high - low + 1) * grid.spacing_mm).max()
+        spacing = float(np.clip(margin * extent_mm / spec.patch_size, spacing, spacing * _MAX_COARSENING))
+    return around((low + high) / 2, spacing)
+
+
+def _frame_key(frame: PatchFrame) -> tuple:
+    return (frame.axes, frame.step, frame.anchor_node, frame.anchor_ijk, frame.shape)
+
+
+@contextmanager
+def _stage(timings: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    timings[name] = 1000 * (time.perf_counter() - begin)

@@ -1,0 +1,187 @@
+"""Training patches: generated anatomy and real labelled scans, as normalised patches with several target objects each.
+
+A sample is a dict of tensors:
+    image   (channels, S, S, S) float16, normalised (intensity.normalise)
+    target  (K, m, m, m) uint8: how many of the 64 voxels of each cell of the mask grid (m = S / 4) belong to the object
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..anatomy.fields import Draw
+from ..anatomy.generator import Case, generate
+from ..anatomy.rendering import render
+from ..anatomy.scenes import from_label_map
+from ..intensity import normalise
+from ..preprocess import read_volume
+
+MIN_VOXELS = 60
+
+
+@dataclass
+class LabelledScan:
+    """One real scan with its label map on the same grid; arrays (I, J, K), spacing in mm per axis."""
+
+    name: str
+    image: Tensor
+    label: Tensor
+    spacing_mm: Tensor
+
+
+def load_scans(folder: Path, pairs: list[tuple[str, str]]) -> list[LabelledScan]:
+    """Read the (image, label) pairs below `folder`."""
+    scans = []
+    for image_name, label_name in pairs:
+        image, label = read_volume(folder / image_name), read_volume(folder / label_name)
+        if image.array.shape != label.array.shape:
+            raise ValueError(f"image and label must have the same shape, got {image_name} and {label_name}")
+        values, compact = np.unique(label.array.astype(np.int64), return_inverse=True)
+        compact = compact.reshape(label.array.shape) + (1 if values[0] != 0 else 0)
+        scans.append(
+            LabelledScan(
+                image_name,
+                torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32)),
+                torch.from_numpy(np.ascontiguousarray(compact, dtype=np.float32)),
+                torch.from_numpy(np.asarray(image.grid.spacing_mm, dtype=np.float32)),
+            )
+        )
+    return scans
+
+
+def read_split(path: Path) -> list[tuple[str, str]]:
+    """The (image, label) pairs under "train" of a split file."""
+    return [tuple(pair) for pair in json.loads(Path(path).read_text())["train"]]
+
+
+def sample_scan(draw: Draw, scan: LabelledScan, size: int, spacing_mm: float) -> Case:
+    """A rotated, scaled patch of a real scan around a random voxel of a random label."""
+    present = torch.unique(scan.label)
+    present = present[present > 0]
+    value = present[draw.integer(0, len(present))]
+    voxels = torch.nonzero(scan.label == value)
+    extent = scan.spacing_mm * torch.tensor(scan.label.shape)
+    spacing = spacing_mm * draw.log_uniform(0.6, 1.6)
+    spacing = min(spacing, float(extent.max()) / size * 2.0)
+    centre = (voxels[draw.integer(0, len(voxels))] + 0.5) * scan.spacing_mm
+    centre = centre + (draw.rand(3) - 0.5) * size * spacing * 0.5
+    turn = torch.eye(3)
+    if draw.chance(0.7):  # a small rotation; whole turns come with `reorient`
+        angle = 0.35 * draw.normal(3)
+        skew = torch.tensor([[0, -angle[2], angle[1]], [angle[2], 0, -angle[0]], [-angle[1], angle[0], 0]])
+        turn = torch.linalg.matrix_exp(skew)
+    axis = (torch.arange(size) - (size - 1) / 2) * spacing
+    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1) @ turn.T + centre  # mm from corner
+    unit = points / extent * 2 - 1
+    inside = (unit.abs() <= 1).all(dim=-1)
+    grid = unit.flip(-1)[None]
+    image = F.grid_sample(scan.image[None, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    label = F.grid_sample(scan.label[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return Case(image[0, 0] * inside, label[0, 0].round().long() * inside, inside)
+
+
+def repaint(draw: Draw, case: Case) -> Case:
+    """The label map of a real case with random intensities; the unlabelled rest split by its real intensities."""
+    values = case.image[case.inside]
+    if values.numel() < 1000:
+        return case
+    cuts = torch.quantile(values[:: max(1, values.numel() // 100_000)], torch.linspace(0.25, 0.85, 4))
+    scene = from_label_map(draw, case.label, torch.bucketize(case.image, cuts))
+    image, inside = render(draw, scene)
+    return Case(image, scene.label * inside, inside)
+
+
+def vary(draw: Draw, case: Case) -> Case:
+    """Random axis order, flips and intensity changes of a case; cheap, so that a case can be used again."""
+    order = torch.randperm(3, generator=draw.generator).tolist()
+    flips = [a for a in range(3) if draw.chance(0.5)]
+    image, label, inside = (x.permute(order).flip(flips) for x in (case.image, case.label, case.inside))
+    if draw.chance(0.15):
+        image = -image
+    if draw.chance(0.3):
+        image = image + draw.log_uniform(0.01, 0.08) * float(image.std()) * draw.normal(*image.shape)
+    return Case(image, label, inside)
+
+
+def occupancy(mask: Tensor) -> Tensor:
+    """Share of each 4x4x4 cell that is True: (S, S, S) bool -> (S/4, S/4, S/4) float32."""
+    m = mask.shape[0] // 4
+    return mask.reshape(m, 4, m, 4, m, 4).float().mean((1, 3, 5))
+
+
+def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
+    """Occupancy (count, S/4, S/4, S/4) uint8 in 0..64 of `count` random objects (their largest connected part).
+
+    Returns an empty tensor when the patch holds no object of MIN_VOXELS. Objects repeat where there are fewer.
+    """
+    sizes = torch.bincount(label.flatten())
+    wanted = [v for v in range(1, len(sizes)) if int(sizes[v]) >= MIN_VOXELS]
+    targets = []
+    while wanted and len(targets) < count:
+        value = wanted.pop(draw.integer(0, len(wanted)))
+        cells = occupancy(label == value)
+        parts, n = ndimage.label((cells > 0).numpy(), structure=np.ones((3, 3, 3)))
+        if n > 1:
+            keep = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+            cells = cells * torch.from_numpy(parts == keep)
+        if float((cells >= 0.5).sum()) >= 1:
+            targets.append((cells * 64).round().to(torch.uint8))
+    if not targets:
+        return torch.empty(0)
+    return torch.stack([targets[i % len(targets)] for i in range(count)])
+
+
+class TrainingPatches(IterableDataset):
+    """Endless stream of samples; worker w of seed s is deterministic.
+
+    Args:
+        seed: of the stream; validation uses its own range of generator seeds.
+        size: patch edge. intensity: see intensity.normalise. objects: targets a patch.
+        scans: real scans, used for `real_share` of the patches. reuse: how often a case is varied and used.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        spacing_mm: float,
+        intensity: str,
+        objects: int,
+        scans: list[LabelledScan],
+        real_share: float = 0.3,
+        reuse: int = 2,
+    ) -> None:
+        self.seed, self.size, self.spacing_mm, self.intensity = seed, size, spacing_mm, intensity
+        self.objects, self.scans, self.real_share, self.reuse = objects, scans, real_share, reuse
+
+    def case(self, draw: Draw) -> Case:
+        """One fresh case, real or generated."""
+        if self.scans and draw.chance(self.real_share):
+            case = sample_scan(draw, draw.choice(self.scans), self.size, self.spacing_mm)
+            return repaint(draw, case) if draw.chance(0.35) else case
+        return generate(draw.integer(0, 2**31), self.size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        info = get_worker_info()
+        if info:
+            torch.set_num_threads(1)
+        draw = Draw(self.seed * 1009 + (info.id if info else 0))
+        while True:
+            case = self.case(draw)
+            for _ in range(self.reuse):
+                varied = vary(draw, case)
+                target = pick_targets(draw, varied.label.contiguous(), self.objects)
+                if not len(target):
+                    break
+                image = normalise(varied.image.contiguous().numpy(), varied.inside.contiguous().numpy(), self.intensity)
+                yield {"image": torch.from_numpy(image).half(), "target": target}

@@ -1,0 +1,296 @@
+"""Training of a whole promptable model on generated anatomy and real scans, with simulated clicks and boxes.
+
+One patch a step, many objects from one embedding, several rounds with the previous logits as mask prompt. The schedule
+follows the time budget, so that the same recipe runs for twenty minutes on a laptop or for a day on a GPU; it can be
+stopped and resumed at any minute (checkpoint.pt) and needs no MONAI Label.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..anatomy.fields import Draw
+from ..anatomy.generator import generate
+from ..build import Sam3D, build_sam
+from ..intensity import normalise
+from ..losses import mask_loss
+from ..zoo import get_spec
+from .data import TrainingPatches, load_scans, pick_targets, read_split
+from .prompting import boxes, error_clicks
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SEED = 2_000_000_000  # training draws its cases below 2**31 at random; these few are never drawn on purpose
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A recipe; see recipes/*.json.
+
+    Attributes:
+        spec: row of zoo.py. seed: of weights and data. minutes: time budget, over all resumed runs.
+        learning_rate, weight_decay, warmup_steps, clip: AdamW; cosine to zero over the budget.
+        objects: targets a patch. rounds: (share, objects, rounds) of the kinds of step.
+        box_share: steps that begin with a box; half of them with a click too.
+        uniform_share: clicks placed anywhere in the error region instead of in its middle.
+        real_share, reuse: see TrainingPatches. ema: decay of the averaged weights, which are what is published.
+    """
+
+    spec: str = "fastsam3d_compact"
+    seed: int = 1
+    minutes: float = 100.0
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.05
+    warmup_steps: int = 150
+    clip: float = 1.0
+    objects: int = 4
+    rounds: tuple[tuple[float, int, int], ...] = ((0.6, 4, 3), (0.25, 3, 5), (0.15, 2, 7))
+    box_share: float = 0.25
+    uniform_share: float = 0.3
+    real_share: float = 0.3
+    reuse: int = 2
+    ema: float = 0.999
+    workers: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> PretrainConfig:
+        """From a JSON file.
+
+        Raises:
+            ValueError: unknown keys; the message lists the known ones.
+        """
+        raw = json.loads(Path(path).read_text())
+        known = {f.name for f in fields(cls)}
+        if set(raw) - known:
+            raise ValueError(f"unknown keys {sorted(set(raw) - known)} in {path}; known: {sorted(known)}")
+        if "rounds" in raw:
+            raw["rounds"] = tuple(tuple(r) for r in raw["rounds"])
+        return cls(**raw)
+
+
+def save_atomic(state: dict, path: Path) -> None:
+    """torch.save to a temporary file beside, fsync, rename."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def unroll(
+    model: Sam3D, image: Tensor, target: Tensor, rounds: int, with_box: bool, click_first: bool, uniform_share: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Simulated rounds of prompts on one patch.
+
+    Args:
+        image: (1, channels, S, S, S). target: (K, 1, m, m, m) occupancy in [0, 1].
+
+    Returns:
+        For each round the logits (K, 1, m, m, m) and the predicted IoU (K, 1).
+    """
+    embedding = model.encode(image)
+    truth = target > 0.5
+    m, k = model.spec.mask_size, target.shape[0]
+    cell = model.spec.patch_size // m
+    previous = torch.zeros(k, 1, m, m, m, device=image.device)
+    points = torch.zeros(k, 0, 3, device=image.device)
+    labels = torch.zeros(k, 0, dtype=torch.long, device=image.device)
+    if with_box:
+        corners, corner_labels = boxes(truth, 0.05, cell)
+        points, labels = torch.cat([points, corners], 1), torch.cat([labels, corner_labels], 1)
+    current, out = None, []
+    for index in range(rounds):
+        if index > 0 or click_first or not with_box:
+            point, label = error_clicks(current, truth, uniform_share, cell)
+            points, labels = torch.cat([points, point], 1), torch.cat([labels, label], 1)
+        logits, iou = model.decode(embedding, (points, labels), previous)
+        out.append((logits.float(), iou))
+        current = previous = logits.detach().float()
+    return out
+
+
+class Pretraining:
+    """State of one run in `folder`: model, averaged model, optimizer, clock. `run()` trains until the budget is used."""
+
+    def __init__(self, config: PretrainConfig, folder: Path, shared: Path | None, split: Path, device: str) -> None:
+        self.config, self.folder, self.device = config, Path(folder), torch.device(device)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config.seed)
+        self.spec = get_spec(config.spec)
+        self.model = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d)
+        self.average = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d).eval()
+        self.average.load_state_dict(self.model.state_dict())
+        decay = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.step, self.seconds, self.started, self.clock = 0, 0.0, time.monotonic(), 0.0
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        scans = load_scans(shared, read_split(split)) if shared else []
+        self.data = TrainingPatches(
+            config.seed + 100_003 * self.rank, self.spec.patch_size, self.spec.spacing_mm, self.spec.intensity, config.objects, scans,
+            config.real_share, config.reuse,
+        )  # fmt: skip
+        self.running: dict[str, float] = {}
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable state."""
+        return self.folder / "checkpoint.pt"
+
+    def elapsed(self) -> float:
+        """Seconds of training over all runs."""
+        return self.seconds + time.monotonic() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint; a killed process loses at most the time since the last one."""
+        state = {
+            "config": json.dumps(asdict(self.config)), "step": self.step, "seconds": self.elapsed(),
+            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        save_atomic(state, self.checkpoint)
+
+    def resume(self) -> bool:
+        """Load the checkpoint if there is one."""
+        if not self.checkpoint.exists():
+            return False
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.data.seed += self.step  # other patches than before the interruption
+        return True
+
+    def set_rate(self) -> None:
+        """Warm-up by steps, then cosine by elapsed time (the processes' common clock)."""
+        c = self.config
+        progress = min(1.0, self.clock / (60 * c.minutes))
+        rate = c.learning_rate * min(1.0, (self.step + 1) / c.warmup_steps) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def share_gradients(self) -> None:
+        """Average gradients and clock over the processes; one process only reads its clock."""
+        self.clock = self.elapsed()
+        if self.world == 1:
+            return
+        with_grad = [p for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([p.grad.flatten() for p in with_grad] + [torch.tensor([self.clock], device=self.device)])
+        dist.all_reduce(flat)
+        flat /= self.world
+        self.clock, start = float(flat[-1]), 0
+        for p in with_grad:
+            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+
+    def train_step(self, engine: Engine, batch: dict[str, Tensor]) -> dict[str, float]:
+        """One optimiser step on one patch."""
+        c = self.config
+        self.set_rate()
+        self.model.train()
+        draw = Draw(c.seed * 7919 + self.step)
+        image = batch["image"][None].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
+        pick, total = draw.uniform(0, 1), 0.0
+        for share, objects, rounds in c.rounds:
+            total += share
+            if pick < total:
+                break
+        target = batch["target"][:objects, None].to(self.device).float() / 64
+        with_box = draw.chance(c.box_share)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            outs = unroll(self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share)
+        terms = [mask_loss(logits, target, iou) for logits, iou in outs]
+        loss = sum(t["total"] for t in terms) / len(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.share_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            decay = min(c.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for a, p in zip(self.average.parameters(), self.model.parameters()):
+                    a.lerp_(p, 1 - decay)
+        else:
+            logger.warning("step %d skipped: gradient is not finite", self.step)
+        self.step += 1
+        return {"loss": loss.item(), "first": terms[0]["dice"].item(), "last": terms[-1]["dice"].item()}
+
+    @torch.no_grad()
+    def validate(self, cases: int = 10, clicks: int = 5) -> dict[str, float]:
+        """Mean Dice after 1, 3 and `clicks` clicks on fixed generated cases, averaged weights."""
+        rows = []
+        torch_state = torch.get_rng_state()
+        torch.manual_seed(0)
+        for seed in range(VALIDATION_SEED, VALIDATION_SEED + cases):
+            case = generate(seed, self.spec.patch_size)
+            target = pick_targets(Draw(seed), case.label, 4)
+            if not len(target):
+                continue
+            image = normalise(case.image.numpy(), case.inside.numpy(), self.spec.intensity)
+            image = torch.from_numpy(image)[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
+            target = target[:, None].to(self.device).float() / 64
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                outs = unroll(self.average, image, target, clicks, False, True, 0.0)
+            truth = target > 0.5
+            rows.append(
+                torch.stack([2 * ((x > 0) & truth).flatten(1).sum(1) / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1)) for x, _ in outs])
+            )
+        torch.set_rng_state(torch_state)
+        mean = torch.cat(rows, dim=1).mean(1)
+        return {f"dice_{n}": round(float(mean[n - 1]), 4) for n in (1, 3, clicks)}
+
+    def run(self, resume: bool = True, validate_minutes: float = 10.0, save_minutes: float = 3.0) -> dict[str, float]:
+        """Train until the budget is used; returns the last validation."""
+        if resume and self.resume():
+            logger.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)
+        self.started = time.monotonic()
+        loader = DataLoader(self.data, batch_size=None, num_workers=self.config.workers, prefetch_factor=4 if self.config.workers else None)
+        engine = Engine(self.train_step)
+        last = {"save": self.elapsed(), "validate": self.elapsed()}
+        result: dict[str, float] = {}
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def after(engine: Engine) -> None:
+            for key, value in engine.state.output.items():
+                self.running[key] = value if key not in self.running else 0.98 * self.running[key] + 0.02 * value
+            now = self.clock
+            if now > 60 * self.config.minutes:
+                engine.terminate()
+            if self.rank:
+                return
+            if self.step % 25 == 0:
+                means = " ".join(f"{k} {v:.3f}" for k, v in self.running.items())
+                logger.info("step %d  %.1f/%.0f min  %s", self.step, now / 60, self.config.minutes, means)
+            if now - last["save"] > 60 * save_minutes:
+                self.save()
+                last["save"] = now
+            if now - last["validate"] > 60 * validate_minutes:
+                result.update(self.validate())
+                logger.info("validation at step %d: %s", self.step, result)
+                with open(self.folder / "validation.jsonl", "a") as f:
+                    f.write(json.dumps({"step": self.step, "minutes": round(now / 60, 2), **self.running, **result}) + "\n")
+                last["validate"] = now
+
+        engine.run(loader, max_epochs=1, epoch_length=10**9)
+        if self.rank:
+            return result
+        self.save()
+        result.update(self.validate(cases=30))
+        logger.info("finished at step %d: %s", self.step, result)
+        return result
