@@ -253,6 +253,11 @@ def verify(python: Path) -> str:
     return done.stdout.strip()
 
 
+def digest(files: list[Path]) -> str:
+    """Return a hash of the requirement files and of this script, which decides what the environment holds."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(__file__)])).hexdigest()
+
+
 def torch_fits(installed: str | None, version: str, kind: str) -> bool:
     """Tell whether the installed torch is the pinned release in the wanted build ("" = any build)."""
     if not installed or installed.split("+")[0] != version:
@@ -275,14 +280,14 @@ def main() -> int:
     try:
         python = ensure_venv(Path(options.venv).absolute())
         files = [ROOT / "requirements.txt"] + ([ROOT / "requirements-dev.txt"] if options.dev else [])
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(__file__)])).hexdigest()
+        digests = [digest(files[:count]) for count in range(len(files), 0, -1)]  # with --dev, also that without it
         pins = read_pins(python, files)
         state = json.loads(ask(python, INSPECT, pins))
         torch_ok = torch_fits(state["torch"], pins["torch"], options.torch)
         stamp = python.parent.parent / STAMP
         stamped = json.loads(stamp.read_text()) if stamp.exists() else {}
         launcher = (python.parent / "monailabel").exists()
-        if torch_ok and launcher and not state["wrong"] and digest in stamped.get("verified", []):
+        if torch_ok and launcher and not state["wrong"] and digests[0] in stamped.get("verified", []):
             say(f"{options.venv} is up to date")
             return 0
         if not torch_ok:
@@ -302,8 +307,7 @@ def main() -> int:
             raise SetupError(
                 "the installed packages still differ from the pins. Move the environment away and run again"
             )
-        known = [digest] + [one for one in stamped.get("verified", []) if one != digest]
-        stamp.write_text(json.dumps({"verified": known[:2]}))
+        stamp.write_text(json.dumps({"verified": digests}))
     except SetupError as error:
         sys.stderr.write(f"setup: {error}\n")
         return 1
