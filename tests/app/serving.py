@@ -26,7 +26,7 @@ class Server:
 
     url: str
     log: Path
-    studies: Path
+    studies: Path | str
     temporary: Path
     process: subprocess.Popen
 
@@ -53,7 +53,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def command(studies: Path, port: int, *conf: str) -> list[str]:
+def command(studies: Path | str, port: int, *conf: str) -> list[str]:
     """The documented start command, for this machine only; `conf` alternates keys and values."""
     launcher = shutil.which("monailabel", path=str(Path(sys.executable).parent))
     words = [launcher] if launcher else [sys.executable, "-m", "monailabel.main"]
@@ -72,7 +72,7 @@ def environment(home: Path) -> dict[str, str]:
     return env
 
 
-def launch(studies: Path, home: Path, *conf: str) -> Server:
+def launch(studies: Path | str, home: Path, *conf: str) -> Server:
     """Starts the server's process and returns at once."""
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -89,7 +89,7 @@ def launch(studies: Path, home: Path, *conf: str) -> Server:
     return Server(f"http://127.0.0.1:{port}", log, studies, home / "tmp", process)
 
 
-def start(studies: Path, home: Path, *conf: str) -> Server:
+def start(studies: Path | str, home: Path, *conf: str) -> Server:
     """Starts the server and waits until it answers."""
     server = launch(studies, home, *conf)
     deadline = time.monotonic() + _START_SECONDS

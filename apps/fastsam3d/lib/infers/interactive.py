@@ -99,7 +99,7 @@ class InteractiveInfer(InferTask):
         with _timed(latencies, "total"):
             answer = parse_answer(request)
             segmentation = self._segment(request, latencies)
-            with _timed(latencies, "encode"):
+            with _timed(latencies, "write"):
                 file = write_answer(segmentation, answer.extension, answer.dtype) if answer.write else None
         logger.info("%s on %s: %s", self.model, request.get("image_id"), latencies)
         return file, self._params(segmentation, answer, latencies)
