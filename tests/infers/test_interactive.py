@@ -1,0 +1,128 @@
+"""The inference task in process, with the real network (untrained: what is compared here does not need good masks)."""
+
+import json
+import threading
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from lib.infers.interactive import InteractiveInfer
+from lib.infers.request import RequestError
+from lib.sam.build import build_sam
+from lib.sam.preprocess import VolumeError
+from lib.sam.prompts import PromptError
+from lib.sam.segmenter import VolumeSegmenter
+from lib.sam.session import SessionStore
+from lib.sam.zoo import get_spec
+
+SHAPE = (40, 44, 36)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    spec = get_spec("fastsam3d_compact")
+    return VolumeSegmenter(build_sam(spec), spec, "untrained", "0" * 12, "cpu")
+
+
+@pytest.fixture
+def task(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = InteractiveInfer("fastsam3d", {"liver": 1}, str(tmp_path / "none"), SessionStore(2**30), description="test")
+    made._segmenter = segmenter
+    return made
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = []
+    for seed in range(2):
+        path = tmp_path / f"{seed}.nii.gz"
+        values = np.random.default_rng(seed).normal(0, 100, SHAPE).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, np.diag([1.5, 1.5, 2.0, 1.0])), path)
+        paths.append(str(path))
+    return paths
+
+
+def requests_for(images):
+    clicks = [[20, 20, 18], [10, 30, 9], [30, 12, 25]]
+    return [
+        {"image": image, "image_id": image, "foreground": clicks[: n + 1], "background": [[3, 3, 3]][: n % 2]}
+        for image in images
+        for n in range(3)
+    ]
+
+
+def mask_of(answer) -> np.ndarray:
+    file, _ = answer
+    return sitk.GetArrayFromImage(sitk.ReadImage(file))
+
+
+def test_constructing_loads_nothing(tmp_path):
+    made = InteractiveInfer("fastsam3d", {"liver": 1}, str(tmp_path), SessionStore(2**30), description="test")
+    assert made._segmenter is None
+    assert made.info() == {
+        "type": "deepgrow",
+        "labels": {"liver": 1},
+        "dimension": 3,
+        "description": "test",
+        "config": {},
+    }
+
+
+def test_threads_equal_serial(task, images):
+    requests = requests_for(images)
+    alone = [mask_of(task(request)) for request in requests]
+    task.store = SessionStore(2**30)
+    together = [None] * len(requests)
+
+    def work(n):
+        together[n] = mask_of(task(requests[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in reversed(range(len(requests)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    assert len(task.store) == 2
+
+
+def test_history_does_not_change_an_answer(task, images):
+    request = requests_for(images)[1]
+    fresh = mask_of(task(request))
+    task.store = SessionStore(2**30)
+    for other in requests_for(images):
+        task(other)
+    assert np.array_equal(mask_of(task(request)), fresh)
+
+
+def test_a_store_too_small_for_embeddings_changes_only_the_time(task, images):
+    requests = requests_for(images)
+    roomy = [mask_of(task(request)) for request in requests]
+    task.store = SessionStore(int(np.prod(SHAPE)) * 2 + 1)
+    assert all(np.array_equal(mask_of(task(request)), mask) for request, mask in zip(requests, roomy))
+
+
+def test_a_refused_request_leaves_the_task_ready(task, images):
+    good = {"image": images[0], "image_id": "a", "foreground": [[20, 20, 18]]}
+    for bad, error in (
+        ({**good, "foreground": []}, RequestError),
+        ({**good, "foreground": [[99, 0, 0]]}, PromptError),
+        ({**good, "image": "/nowhere/x.nii.gz"}, VolumeError),
+        ({**good, "result_extension": ".exe"}, RequestError),
+    ):
+        with pytest.raises(error):
+            task(bad)
+    file, params = task(good)
+    assert params["label_names"] == {"foreground": 1}
+    assert {"open", "crop", "encode", "decode", "paste", "write", "total"} <= set(params["latencies"])
+    assert params["latencies"]["total"] >= params["latencies"]["encode"]
+    assert file.endswith(".nii.gz")
+
+
+def test_params_survive_json_without_nan(task, images):
+    _, params = task({"image": images[0], "foreground": [[20, 20, 18]], "result_write_to_file": False})
+    json.dumps(params, allow_nan=False)
