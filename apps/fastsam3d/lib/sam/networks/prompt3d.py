@@ -60,9 +60,17 @@ class PromptEncoder3D(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, d.width)
 
-    def dense_position(self) -> Tensor:
-        """Position encoding of the token grid, (1, width, g, g, g)."""
-        return self.pe_layer.grid(self.spec.encoder.grid, self.spec.decoder.swapped_axes)
+    def dense_position(self, window: Tensor | None = None, edge: int | None = None) -> Tensor:
+        """Position encoding of the token grid, (1, width, g, g, g).
+
+        Args:
+            window: (B, 3) token offsets of smaller cubes of `edge` tokens (training only), or None.
+        """
+        full = self.pe_layer.grid(self.spec.encoder.grid, self.spec.decoder.swapped_axes)
+        if window is None:
+            return full
+        own = [full[0, :, a : a + edge, b : b + edge, c : c + edge] for a, b, c in window.tolist()]
+        return torch.stack(own)
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """Clicks and box corners -> sparse tokens.
@@ -89,8 +97,8 @@ class PromptEncoder3D(nn.Module):
         A click is a Gaussian of standard deviation one map voxel; a box is 1 inside with linear edges. Logits of the
         mask prompt are bounded by tanh(x / 4), so that confident and very confident masks look alike.
         """
-        b, m = points.shape[0], self.mask_size
-        ratio = self.image_size / m
+        b, m = points.shape[0], self.mask_size if mask is None else mask.shape[-1]
+        ratio = self.image_size / self.mask_size
         axis = torch.arange(m, device=points.device, dtype=points.dtype)
         if mask is None:
             mask = points.new_zeros(b, 1, m, m, m)
@@ -116,13 +124,14 @@ class PromptEncoder3D(nn.Module):
         return torch.cat(maps, dim=1)
 
     def forward(
-        self, points: tuple[Tensor, Tensor] | None, mask: Tensor | None
+        self, points: tuple[Tensor, Tensor] | None, mask: Tensor | None, window: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode prompts.
 
         Args:
             points: (coordinates (B, N, 3), labels (B, N)), see `embed_points`, or None.
             mask: (B, 1, m, m, m) logits of the previous round, or None. The published first round passes zeros.
+            window: (B, 3) token offsets when the points count from a smaller cube (training only), or None.
 
         Returns:
             sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4, m, m, m) or None.
@@ -135,7 +144,8 @@ class PromptEncoder3D(nn.Module):
         else:
             if points[1].numel() and int(points[1].max()) >= len(self.point_embeddings):
                 raise ValueError("this model has no box embeddings: give clicks, or use a model with boxes")
-            sparse = self.embed_points(*points)
+            shift = 0 if window is None else self.spec.encoder.patch * window[:, None, :]
+            sparse = self.embed_points(points[0] + shift, points[1])
         maps = None
         if d.dense_clicks:
             coords = points if points is not None else (torch.zeros(b, 0, 3, device=device), None)

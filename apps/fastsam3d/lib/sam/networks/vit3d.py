@@ -108,10 +108,18 @@ class ImageEncoder3D(nn.Module):
             LayerNorm3d(spec.out),
         )
 
-    def embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, channels, S, S, S) -> tokens (B, g, g, g, width) with position, and the stem's skip features."""
+    def embed(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, channels, S, S, S) -> tokens (B, g, g, g, width) with position, and the stem's skip features.
+
+        Args:
+            window: (B, 3) token offsets of smaller cubes inside the full one (training only), or None.
+        """
         tokens, skips = self.patch_embed(x)
-        return tokens + self.pos_embed, skips
+        if window is None:
+            return tokens + self.pos_embed, skips
+        g = tokens.shape[1]
+        own = [self.pos_embed[0, a : a + g, b : b + g, c : c + g] for a, b, c in window.tolist()]
+        return tokens + torch.stack(own), skips
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """Token grids [after embed, after layer 1, ..., after layer depth], each (B, g, g, g, width)."""
@@ -122,9 +130,9 @@ class ImageEncoder3D(nn.Module):
             out.append(x)
         return out
 
-    def forward_features(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward_features(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(B, channels, S, S, S) -> embedding (B, out, g, g, g) and skip features (stride 8, stride 4) or ()."""
-        x, skips = self.embed(x)
+        x, skips = self.embed(x, window)
         for block in self.blocks:
             x = block(x)
         return self.neck(x.movedim(-1, 1)), skips

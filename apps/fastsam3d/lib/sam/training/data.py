@@ -1,8 +1,8 @@
 """Training patches: generated anatomy and real labelled scans, as normalised patches with several target objects each.
 
-A sample is a dict of tensors:
-    image   (channels, S, S, S) float16, normalised (intensity.normalise)
-    target  (K, m, m, m) uint8: how many of the 64 voxels of each cell of the mask grid (m = S / 4) belong to the object
+A sample is a dict of tensors, V cubes of edge s (s = S, or smaller cubes cut from one case), K targets each:
+    image   (V, channels, s, s, s) float16, normalised (intensity.normalise)
+    target  (V, K, m, m, m) uint8: how many of the 64 voxels of each cell of the mask grid (m = s / 4) are the object's
 """
 
 from __future__ import annotations
@@ -141,13 +141,30 @@ def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
     return torch.stack([targets[i % len(targets)] for i in range(count)])
 
 
+def cut(draw: Draw, case: Case, edge: int) -> Case:
+    """A cube of `edge` voxels of the case, around a random voxel of a random object."""
+    size = case.label.shape[0]
+    present = torch.unique(case.label[::4, ::4, ::4])
+    present = present[present > 0]
+    begin = [draw.integer(0, size - edge + 1) for _ in range(3)]
+    if len(present):
+        voxels = torch.nonzero(case.label[::4, ::4, ::4] == present[draw.integer(0, len(present))]) * 4
+        centre = voxels[draw.integer(0, len(voxels))].tolist()
+        begin = [min(max(0, c - draw.integer(edge // 4, 3 * edge // 4 + 1)), size - edge) for c in centre]
+    window = tuple(slice(b, b + edge) for b in begin)
+    return Case(case.image[window], case.label[window], case.inside[window])
+
+
 class TrainingPatches(IterableDataset):
     """Endless stream of samples; worker w of seed s is deterministic.
 
     Args:
         seed: of the stream; validation uses its own range of generator seeds.
-        size: patch edge. intensity: see intensity.normalise. objects: targets a patch.
+        size: edge of the cases. intensity: see intensity.normalise. objects: targets a cube.
         scans: real scans, used for `real_share` of the patches. reuse: how often a case is varied and used.
+
+    Attributes:
+        edge, cubes: edge and number of the cubes of a sample; may be changed between samples (no workers).
     """
 
     def __init__(
@@ -163,6 +180,7 @@ class TrainingPatches(IterableDataset):
     ) -> None:
         self.seed, self.size, self.spacing_mm, self.intensity = seed, size, spacing_mm, intensity
         self.objects, self.scans, self.real_share, self.reuse = objects, scans, real_share, reuse
+        self.edge, self.cubes = size, 1
 
     def case(self, draw: Draw) -> Case:
         """One fresh case, real or generated."""
@@ -170,6 +188,22 @@ class TrainingPatches(IterableDataset):
             case = sample_scan(draw, draw.choice(self.scans), self.size, self.spacing_mm)
             return repaint(draw, case) if draw.chance(0.35) else case
         return generate(draw.integer(0, 2**31), self.size)
+
+    def sample(self, draw: Draw, case: Case) -> dict[str, Tensor] | None:
+        """The cubes of one varied case; None when no object was found."""
+        images, targets = [], []
+        for _ in range(4 * self.cubes):
+            cube = case if self.edge == self.size else cut(draw, case, self.edge)
+            target = pick_targets(draw, cube.label.contiguous(), self.objects)
+            if len(target):
+                image = normalise(cube.image.contiguous().numpy(), cube.inside.contiguous().numpy(), self.intensity)
+                images.append(torch.from_numpy(image).half())
+                targets.append(target)
+            if len(images) == self.cubes:
+                return {"image": torch.stack(images), "target": torch.stack(targets)}
+            if self.edge == self.size:
+                return None
+        return None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
@@ -179,9 +213,7 @@ class TrainingPatches(IterableDataset):
         while True:
             case = self.case(draw)
             for _ in range(self.reuse):
-                varied = vary(draw, case)
-                target = pick_targets(draw, varied.label.contiguous(), self.objects)
-                if not len(target):
+                sample = self.sample(draw, vary(draw, case))
+                if sample is None:
                     break
-                image = normalise(varied.image.contiguous().numpy(), varied.inside.contiguous().numpy(), self.intensity)
-                yield {"image": torch.from_numpy(image).half(), "target": target}
+                yield sample

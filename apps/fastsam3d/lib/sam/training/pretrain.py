@@ -45,6 +45,8 @@ class PretrainConfig:
         objects: targets a patch. rounds: (share, objects, rounds) of the kinds of step.
         box_share: steps that begin with a box; half of them with a click too.
         uniform_share: clicks placed anywhere in the error region instead of in its middle.
+        stages: (until this share of the budget, edge of the cubes, cubes a step): small cubes first, because what
+            convolutions and clicks must learn is local and costs an eighth there.
         real_share, reuse: see TrainingPatches. ema: decay of the averaged weights, which are what is published.
     """
 
@@ -57,6 +59,7 @@ class PretrainConfig:
     clip: float = 1.0
     objects: int = 4
     rounds: tuple[tuple[float, int, int], ...] = ((0.6, 4, 3), (0.25, 3, 5), (0.15, 2, 7))
+    stages: tuple[tuple[float, int, int], ...] = ((0.45, 64, 4), (1.0, 128, 1))
     box_share: float = 0.25
     uniform_share: float = 0.3
     real_share: float = 0.3
@@ -75,8 +78,9 @@ class PretrainConfig:
         known = {f.name for f in fields(cls)}
         if set(raw) - known:
             raise ValueError(f"unknown keys {sorted(set(raw) - known)} in {path}; known: {sorted(known)}")
-        if "rounds" in raw:
-            raw["rounds"] = tuple(tuple(r) for r in raw["rounds"])
+        for key in ("rounds", "stages"):
+            if key in raw:
+                raw[key] = tuple(tuple(r) for r in raw[key])
         return cls(**raw)
 
 
@@ -93,18 +97,29 @@ def save_atomic(state: dict, path: Path) -> None:
 def unroll(
     model: Sam3D, image: Tensor, target: Tensor, rounds: int, with_box: bool, click_first: bool, uniform_share: float
 ) -> list[tuple[Tensor, Tensor]]:
-    """Simulated rounds of prompts on one patch.
+    """Simulated rounds of prompts.
 
     Args:
-        image: (1, channels, S, S, S). target: (K, 1, m, m, m) occupancy in [0, 1].
+        image: (V, channels, s, s, s); cubes smaller than the spec's get a random place in its position grid.
+        target: (V, K, m, m, m) occupancy in [0, 1].
 
     Returns:
-        For each round the logits (K, 1, m, m, m) and the predicted IoU (K, 1).
+        For each round the logits (V * K, 1, m, m, m) and the predicted IoU (V * K, 1).
     """
-    embedding = model.encode(image)
-    truth = target > 0.5
-    m, k = model.spec.mask_size, target.shape[0]
-    cell = model.spec.patch_size // m
+    spec, (cubes, objects) = model.spec, target.shape[:2]
+    window = None
+    if image.shape[-1] != spec.patch_size:
+        free = spec.encoder.grid - image.shape[-1] // spec.encoder.patch + 1
+        window = torch.randint(0, free, (cubes, 3), device=image.device)
+    features, skips = model.encode(image, window)
+    if cubes > 1:
+        features = features.repeat_interleave(objects, 0)
+        skips = tuple(s.repeat_interleave(objects, 0) for s in skips)
+    embedding = (features, skips)
+    window = None if window is None else window.repeat_interleave(objects, 0)
+    truth = target.flatten(0, 1)[:, None] > 0.5
+    m, k = target.shape[-1], cubes * objects
+    cell = spec.patch_size // spec.mask_size
     previous = torch.zeros(k, 1, m, m, m, device=image.device)
     points = torch.zeros(k, 0, 3, device=image.device)
     labels = torch.zeros(k, 0, dtype=torch.long, device=image.device)
@@ -116,7 +131,7 @@ def unroll(
         if index > 0 or click_first or not with_box:
             point, label = error_clicks(current, truth, uniform_share, cell)
             points, labels = torch.cat([points, point], 1), torch.cat([labels, label], 1)
-        logits, iou = model.decode(embedding, (points, labels), previous)
+        logits, iou = model.decode(embedding, (points, labels), previous, window)
         out.append((logits.float(), iou))
         current = previous = logits.detach().float()
     return out
@@ -184,6 +199,12 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def set_stage(self) -> None:
+        """Cubes of the coming samples, by the share of the budget that is used."""
+        progress = self.clock / (60 * self.config.minutes)
+        stage = next((s for s in self.config.stages if progress < s[0]), self.config.stages[-1])
+        self.data.edge, self.data.cubes = stage[1], stage[2]
+
     def share_gradients(self) -> None:
         """Average gradients and clock over the processes; one process only reads its clock."""
         self.clock = self.elapsed()
@@ -202,19 +223,21 @@ class Pretraining:
         """One optimiser step on one patch."""
         c = self.config
         self.set_rate()
+        self.set_stage()
         self.model.train()
         draw = Draw(c.seed * 7919 + self.step)
-        image = batch["image"][None].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
+        image = batch["image"].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
         pick, total = draw.uniform(0, 1), 0.0
         for share, objects, rounds in c.rounds:
             total += share
             if pick < total:
                 break
-        target = batch["target"][:objects, None].to(self.device).float() / 64
+        target = batch["target"][:, :objects].to(self.device).float() / 64
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             outs = unroll(self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share)
-        terms = [mask_loss(logits, target, iou) for logits, iou in outs]
+        truth = target.flatten(0, 1)[:, None]
+        terms = [mask_loss(logits, truth, iou) for logits, iou in outs]
         loss = sum(t["total"] for t in terms) / len(terms)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -244,10 +267,10 @@ class Pretraining:
                 continue
             image = normalise(case.image.numpy(), case.inside.numpy(), self.spec.intensity)
             image = torch.from_numpy(image)[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            target = target[:, None].to(self.device).float() / 64
+            target = target[None].to(self.device).float() / 64
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 outs = unroll(self.average, image, target, clicks, False, True, 0.0)
-            truth = target > 0.5
+            truth = target[0, :, None] > 0.5
             rows.append(
                 torch.stack([2 * ((x > 0) & truth).flatten(1).sum(1) / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1)) for x, _ in outs])
             )
@@ -260,6 +283,8 @@ class Pretraining:
         if resume and self.resume():
             logger.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)
         self.started = time.monotonic()
+        self.clock = self.elapsed()
+        self.set_stage()
         loader = DataLoader(self.data, batch_size=None, num_workers=self.config.workers, prefetch_factor=4 if self.config.workers else None)
         engine = Engine(self.train_step)
         last = {"save": self.elapsed(), "validate": self.elapsed()}
