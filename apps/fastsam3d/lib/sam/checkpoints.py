@@ -1,0 +1,189 @@
+"""Which network a checkpoint belongs to, and whether it fits: key maps, recognition, strict comparison.
+
+A state is a dictionary of tensors whose keys are those of `build.Sam3D`, which are the published ones:
+`image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .build import Sam3D
+from .checkpoint_files import WeightsError
+from .spec import SamSpec
+from .zoo import SPECS
+
+ENCODER, DECODER = ("image_encoder.",), ("prompt_encoder.", "mask_decoder.")
+GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+SHOWN = 5  # differences of a kind that an error names
+
+_WRAPPERS = ("model_state_dict", "average", "state_dict", "model")
+_OUTER_PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")
+_BARE_ENCODER = ("pos_embed", "patch_embed.", "blocks.", "neck.", "features.", "layers.")
+_BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
+# The keys do not tell a residual rule or a sparse attention without tables of its own; these are what is published
+# and what ships. Other rows of the zoo are chosen by name or by a file's metadata.
+_RECOGNISED = (
+    "fastsam3d_published_h6",
+    "fastsam3d_published_h12",
+    "fastsam3d_published_h6_sparse",
+    "sam_med3d",
+    "fastsam3d_compact",
+)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Traits(NamedTuple):
+    """What the tensors of an encoder tell. heads: None without relative position; window: 0 without windows."""
+
+    stem: bool
+    width: int
+    depth: int
+    heads: int | None
+    window: int
+
+
+def state_of(value: Any, source: str) -> dict[str, Tensor]:
+    """The tensors of an unpickled checkpoint, with the keys of `Sam3D`.
+
+    Accepts a training checkpoint (`model_state_dict`, or a run's `average`), plain weights, wrappers' prefixes such as
+    `module.`, and an encoder alone without its prefix.
+
+    Args:
+        value: what the file holds. source: its name, for errors.
+
+    Raises:
+        WeightsError: no dictionary of tensors, or one of a 2D model.
+    """
+    state = value
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not any(isinstance(tensor, Tensor) for tensor in state.values()):
+        kind = f"the keys {_listed(state)}" if isinstance(state, Mapping) else f"a {type(value).__name__}"
+        raise WeightsError(f"{source} holds no weights: expected a dictionary of tensors, found {kind}")
+    strange = [key for key, tensor in state.items() if not isinstance(key, str) or not isinstance(tensor, Tensor)]
+    if strange:
+        raise WeightsError(f"{source} holds things that are not tensors among its weights: {_listed(strange)}")
+    prefix = True
+    while prefix:
+        prefix = next((p for p in _OUTER_PREFIXES if all(key.startswith(p) for key in state)), None)
+        state = {key[len(prefix or "") :]: tensor for key, tensor in state.items()}
+    if not any(key.startswith(ENCODER + DECODER) for key in state):
+        if not any(key.startswith(_BARE_ENCODER) for key in state):
+            raise WeightsError(
+                f"{source} holds no part of a 3D segmenter (image_encoder, prompt_encoder, mask_decoder); "
+                f"its first keys are {_listed(state)}"
+            )
+        state = {ENCODER[0] + key: tensor for key, tensor in state.items()}
+    _refuse_2d(state, source)
+    return state
+
+
+def part(state: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    """The entries under these prefixes."""
+    return {key: value for key, value in state.items() if key.startswith(prefixes)}
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape by key."""
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@lru_cache(maxsize=None)
+def expected_shapes(spec: SamSpec) -> Shapes:
+    """Shape by key of that spec's networks; built without memory."""
+    with torch.device("meta"):
+        return shapes_of(Sam3D(spec).state_dict())
+
+
+def recognise(shapes: Shapes, source: str) -> SamSpec:
+    """The zoo's row of an encoder, from the shapes of its tensors.
+
+    rel_pos_d of [15, 128] tells 6 heads and of [15, 64] 12, [27, 64] the teacher's windows.
+
+    Raises:
+        WeightsError: no row fits; the text names what differs from the nearest.
+    """
+    encoder = part(shapes, ENCODER)
+    found = _traits(encoder)
+    for name in _RECOGNISED:
+        if found == _traits(part(expected_shapes(SPECS[name]), ENCODER)):
+            return SPECS[name]
+    nearest = max((SPECS[name] for name in _RECOGNISED), key=lambda s: len(encoder.items() & expected_shapes(s).items()))
+    heads = "" if found.heads is None else f", {found.heads} heads"
+    raise WeightsError(
+        f"{source} fits no known model (an encoder of depth {found.depth}, width {found.width}{heads}). "
+        f"Nearest is {nearest.name}: {differences(encoder, part(expected_shapes(nearest), ENCODER))}"
+    )
+
+
+def check_fit(state: Mapping[str, Tensor], spec: SamSpec, source: str) -> None:
+    """Strict comparison with the spec's networks.
+
+    Raises:
+        WeightsError: naming the first keys that are missing, unexpected or of another shape, or tensors that are not
+            finite floating-point numbers.
+    """
+    expected = expected_shapes(spec)
+    problem = differences(shapes_of(state), expected)
+    if problem:
+        raise WeightsError(f"{source} does not fit {spec.name}: {problem}")
+    for key, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
+        if not plain or tensor.is_quantized:
+            raise WeightsError(f"{source}: {key} is not a plain floating-point tensor ({tensor.dtype}, {tensor.layout})")
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{source}: {key} holds values that are not finite; the file is damaged")
+
+
+def differences(found: Shapes, expected: Shapes) -> str:
+    """In words, the first keys that are missing, unexpected, or of another shape; "" if there are none."""
+    missing = [f"{key} {list(shape)}" for key, shape in expected.items() if key not in found]
+    unexpected = [f"{key} {list(shape)}" for key, shape in found.items() if key not in expected]
+    other = [
+        f"{key} {list(found[key])} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
+    return "; ".join(f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in kinds if keys)
+
+
+def _traits(encoder: Shapes) -> Traits:
+    blocks = [int(match[1]) for key in encoder if (match := _BLOCK.match(key))]
+    tables = [shape for key, shape in encoder.items() if key.endswith(".rel_pos_d") and len(shape) == 2]
+    position = encoder.get("image_encoder.pos_embed", ())
+    width = position[-1] if position else 0
+    edge = position[1] if len(position) == 5 else 0
+    windows = [(shape[0] + 1) // 2 for shape in tables if shape[0] != 2 * edge - 1]
+    heads = width // tables[0][1] if tables and tables[0][1] else None
+    stem = "image_encoder.patch_embed.conv1.weight" in encoder
+    return Traits(stem, width, max(blocks, default=-1) + 1, heads, max(windows, default=0))
+
+
+def _refuse_2d(state: Mapping[str, Tensor], source: str) -> None:
+    what = None
+    patch = state.get("image_encoder.patch_embed.proj.weight")
+    gaussian = state.get(GAUSSIAN)
+    if any(key.startswith("image_encoder.patch_embed.seq.") for key in state):
+        what = "a TinyViT encoder (LiteMedSAM and its kind)"
+    elif any(key.startswith("image_encoder.features.") for key in state):
+        what = "a RepViT encoder (RepViT-SAM, RepMedSAM)"
+    elif patch is not None and patch.ndim == 4:
+        what = "a 2D ViT encoder (SAM, MedSAM)"
+    elif gaussian is not None and gaussian.ndim == 2 and gaussian.shape[0] == 2:
+        what = "a 2D prompt encoder (SAM and its kind)"
+    if what:
+        raise WeightsError(f"{source} holds {what}: 2D models are not supported yet")
+
+
+def _listed(names: Any) -> str:
+    names = [str(name)[:120] for name in names]
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else "none"

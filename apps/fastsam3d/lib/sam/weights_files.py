@@ -1,0 +1,175 @@
+"""Writing weights: importing published checkpoints, and making the pair of files that ships from a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint_files import WeightsError, file_sha256, read_contents
+from .checkpoints import DECODER, ENCODER, GAUSSIAN, check_fit, part, recognise, shapes_of, state_of
+from .registry import REGISTRY, WeightEntry, model_of, plain_name, record
+from .spec import SamSpec
+from .zoo import SPECS
+
+SHIPPED_MAX_BYTES = 16 * 2**20
+_UNKNOWN_LICENCE = "not stated; see where the file comes from"
+
+
+def import_checkpoint(
+    path: Path,
+    out_dir: Path,
+    decoder: Path | None = None,
+    name: str | None = None,
+    spec: str | None = None,
+    source: WeightEntry | None = None,
+) -> Path:
+    """Turns a checkpoint of any published layout into a verified safetensors file.
+
+    Args:
+        path: training checkpoint, weights, or encoder alone.
+        out_dir: folder of imported weights (`model/imported`); the file and its row in registry.json are written there.
+        decoder: file whose prompt encoder and mask decoder are used; needed where `path` holds an encoder alone.
+        name: of the weights; default: the published row's or the file's own. An earlier import of that name is replaced.
+        spec: row of zoo.py, where the tensors do not tell (a residual rule or a sparse attention of one's own).
+        source: the published row that the file comes from, for its licence; default: recognised by the file's name.
+
+    Returns:
+        The written file.
+
+    Raises:
+        WeightsError: the file cannot be read safely, is of an unknown or a 2D model, or differs from its model; the
+            text names the first keys and shapes that differ.
+        OSError: the folder cannot be written.
+    """
+    path, out_dir = Path(path), Path(out_dir)
+    source = source or next((row for row in REGISTRY.values() if path.name in row.files), None)
+    name = plain_name(name or (source.name if source else path.stem), "a name for weights")
+    if name in REGISTRY and REGISTRY[name].url is None and REGISTRY[name].decoder is None:
+        raise WeightsError(f"{name} is the name of weights that ship with the app; take another with --name")
+    contents = read_contents(path)
+    state = state_of(contents.value, path.name)
+    metadata = {"source": path.name, "source_sha256": file_sha256(path)}
+    if decoder is not None:
+        decoder = Path(decoder)
+        taken = part(state_of(read_contents(decoder).value, decoder.name), DECODER)
+        state = part(state, ENCODER) | taken
+        metadata |= {"decoder_source": decoder.name, "decoder_sha256": file_sha256(decoder)}
+    names = path.name if decoder is None else f"{path.name} with {decoder.name}"
+    chosen = choose_spec(shapes_of(state), {"spec": spec} if spec else contents.metadata, names)
+    if not part(state, DECODER):
+        raise WeightsError(
+            f"{names} holds an encoder alone; give the file with its prompt encoder and mask decoder, "
+            "such as sam_med3d_turbo.pth, with --decoder"
+        )
+    check_fit(state, chosen, names)
+    licence = source.licence if source else contents.metadata.get("licence", _UNKNOWN_LICENCE)
+    metadata |= {"spec": chosen.name, "model": model_of(chosen.name), "licence": licence}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    target = out_dir / f"{name}.safetensors"
+    write_safetensors({key: tensor.contiguous().clone() for key, tensor in state.items()}, target, metadata)
+    note = f"imported from {names}"
+    record(out_dir, _entry(name, (target,), chosen, licence, note))
+    return target
+
+
+def export_run(
+    checkpoint: Path, out_dir: Path, name: str = "fastsam3d_compact", release: int = 1, licence: str = "Apache-2.0"
+) -> tuple[Path, Path]:
+    """Turns a run's checkpoint.pt (training/pretrain.py) into the pair of float16 files that ships.
+
+    The averaged weights are taken; the random matrix of the position encoding stays float32, because its product is an
+    angle. The row `<name>-v<release>` of registry.json beside them gets the files' hashes, as the model's default.
+
+    Returns:
+        Encoder and decoder file.
+
+    Raises:
+        WeightsError: not such a checkpoint, or a file would be larger than 16 MiB.
+        OSError: the folder cannot be written.
+    """
+    checkpoint, out_dir = Path(checkpoint), Path(out_dir)
+    plain_name(name, "--name")
+    content = read_contents(checkpoint).value
+    try:
+        average, config = content["average"], json.loads(content["config"])
+        spec = SPECS[config["spec"]]
+    except (LookupError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f'{checkpoint} is no checkpoint of a training run: it needs "average" and "config" with a known spec ({error})'
+        ) from error
+    state = state_of(average, checkpoint.name)
+    check_fit(state, spec, checkpoint.name)
+    halves = {key: tensor.to(torch.float32 if key == GAUSSIAN else torch.float16) for key, tensor in state.items()}
+    check_fit(halves, spec, f"{checkpoint.name} in float16")
+    metadata = {
+        "spec": spec.name,
+        "model": model_of(spec.name),
+        "licence": licence,
+        "step": str(content.get("step", "")),
+        "minutes": f"{float(content.get('seconds') or 0) / 60:.0f}",
+        "recipe": content["config"],
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = (out_dir / f"{name}_encoder.safetensors", out_dir / f"{name}_decoder.safetensors")
+    for path, prefixes in zip(paths, (ENCODER, DECODER)):
+        tensors = {key: tensor.contiguous() for key, tensor in part(halves, prefixes).items()}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if size > SHIPPED_MAX_BYTES - 2**16:  # leaves room for the header
+            raise WeightsError(
+                f"{path.name} would have {size / 2**20:.1f} MiB; a file that ships has at most "
+                f"{SHIPPED_MAX_BYTES / 2**20:.0f} MiB: use a smaller spec than {spec.name}"
+            )
+        write_safetensors(tensors, path, metadata | {"part": path.stem.rpartition("_")[2]})
+    note = f"ships with the app; step {metadata['step']} after {metadata['minutes']} minutes"
+    record(out_dir, _entry(f"{name.replace('_', '-')}-v{release}", paths, spec, licence, note), default=True)
+    return paths
+
+
+def choose_spec(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: str) -> SamSpec:
+    """The spec that a file's metadata names, else the one that its tensors tell.
+
+    Raises:
+        WeightsError: an unknown name, no encoder, or no spec fits.
+    """
+    name = metadata.get("spec")
+    if name and name not in SPECS:
+        raise WeightsError(f"{source} names the spec {name!r}; known are {', '.join(SPECS)}")
+    if not part(shapes, ENCODER):
+        raise WeightsError(f"{source} holds no image encoder; its first keys are {', '.join(list(shapes)[:5])}")
+    return SPECS[name] if name else recognise(shapes, source)
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes to a temporary file beside, then renames, so that a reader never sees half of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(dict(state), temporary, metadata=dict(metadata))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # the writer makes it readable by its owner only
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _entry(name: str, paths: tuple[Path, ...], spec: SamSpec, licence: str, note: str) -> WeightEntry:
+    return WeightEntry(
+        name,
+        model_of(spec.name),
+        tuple(path.name for path in paths),
+        tuple(file_sha256(path) for path in paths),
+        licence,
+        spec.name,
+        bytes=tuple(path.stat().st_size for path in paths),
+        note=note,
+    )
