@@ -72,7 +72,7 @@ def test_the_second_click_finds_the_volume_of_the_first(client, series, server):
     assert "encode" in first
     assert "encode" not in second
     assert second["open"] < 0.05
-    assert not list(server.temporary.glob("*.nii.gz"))
+    assert not [path for path in server.temporary.glob("*.nii.gz") if not path.name.startswith("fastsam3d-")]
 
 
 @pytest.mark.parametrize("image", ["1.2.3.4.5", "../../x", "..", "1.2/../..", "1." * 40 + "1", "/etc", "a b"])
