@@ -1,0 +1,107 @@
+"""The segmenter: pure in its prompts, right about where things are. Quality is judged elsewhere."""
+
+from contextlib import contextmanager
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from lib.sam.build import build_sam
+from lib.sam.prompts import Box, Click, PromptError, Prompts
+from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter, place_patch
+from lib.sam.session import SessionStore
+from lib.sam.zoo import get_spec
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    return VolumeSegmenter(build_sam(get_spec("fastsam3d_compact")), get_spec("fastsam3d_compact"), "random", "0")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    nib.save(nib.Nifti1Image((100 * rng.random((60, 50, 40))).astype(np.int16), np.diag([2.0, 2.0, 3.0, 1])), path)
+    return path
+
+
+@contextmanager
+def fresh(scan):
+    with SessionStore(2**30).open("scan", scan) as session:
+        yield session
+
+
+def _clicks(*points):
+    return Prompts(tuple(Click(p[:3], p[3]) for p in points))
+
+
+A, B, C = (30, 25, 20, True), (10, 12, 30, False), (40, 30, 22, True)
+
+
+def test_the_answer_depends_on_the_prompts_alone(segmenter, scan):
+    with fresh(scan) as session:
+        segmenter.segment(session, _clicks(A))
+        segmenter.segment(session, _clicks(C))
+        segmenter.segment(session, _clicks(A, B))
+        warm = segmenter.segment(session, _clicks(A, B, C))
+    with fresh(scan) as session:
+        cold = segmenter.segment(session, _clicks(A, B, C))
+    assert np.array_equal(warm.full_mask(), cold.full_mask()) and warm.iou == cold.iou
+
+
+def test_a_refinement_runs_no_encoder(segmenter, scan):
+    with fresh(scan) as session:
+        first = segmenter.segment(session, _clicks(A))
+        second = segmenter.segment(session, _clicks(A, B))
+    assert "encode" in first.timings_ms and "encode" not in second.timings_ms and "crop" not in second.timings_ms
+
+
+def test_mask_lies_on_the_scan_s_grid(segmenter, scan):
+    with fresh(scan) as session:
+        answer = segmenter.segment(session, _clicks(A))
+    mask = answer.full_mask()
+    assert mask.shape == (60, 50, 40) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+
+
+def test_many_clicks_are_replayed_in_blocks(segmenter, scan):
+    rng = np.random.default_rng(1)
+    points = [(*map(int, rng.integers(0, 40, 3)), bool(i % 2)) for i in range(3 * SINGLE_CLICKS + 5)]
+    with fresh(scan) as session:
+        frame = place_patch(session.volume.grid, _clicks(*points), segmenter.spec)
+        rounds, outside = segmenter._rounds(frame, _clicks(*points))
+        assert len(rounds) == SINGLE_CLICKS + 3 and sum(map(len, rounds)) + outside == len(points)
+        segmenter.segment(session, _clicks(*points))
+
+
+def test_patch_moves_only_when_it_must():
+    from lib.sam.geometry import Grid
+
+    grid, spec = Grid((400, 400, 300), np.diag([1.0, 1.0, 1.0, 1])), get_spec("fastsam3d_compact")
+    one = place_patch(grid, _clicks((100, 100, 100, True)), spec)
+    near = place_patch(grid, _clicks((100, 100, 100, True), (150, 60, 100, True)), spec)
+    far = place_patch(grid, _clicks((100, 100, 100, True), (300, 100, 100, True)), spec)
+    background = place_patch(grid, _clicks((100, 100, 100, True), (390, 100, 100, False)), spec)
+    assert near == one == background
+    assert np.allclose(far.to_patch(np.array([[200, 100, 100]])), 64)
+    inside = far.to_patch(np.array([[100, 100, 100], [300, 100, 100]]))
+    assert (inside >= 0).all() and (inside <= 127).all() and far.spacing_mm > spec.spacing_mm
+    box = place_patch(grid, Prompts((), Box((50, 50, 50), (330, 330, 250))), spec)
+    corners = box.to_patch(np.array([[50, 50, 50], [330, 330, 250]]))
+    assert (corners >= 0).all() and (corners <= 127).all()
+
+
+def test_a_background_click_far_away_is_reported(segmenter, tmp_path):
+    path = tmp_path / "long.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 99, (40, 40, 300)).astype(np.int16), np.eye(4)), path)
+    with SessionStore(2**30).open("long", path) as session:
+        answer = segmenter.segment(session, _clicks((20, 20, 20, True), (20, 20, 290, False)))
+    assert any("outside" in w for w in answer.warnings)
+
+
+def test_published_models_refuse_a_box(scan):
+    spec = get_spec("fastsam3d_published_h6")
+    segmenter = VolumeSegmenter(build_sam(spec), spec, "random", "0")
+    with fresh(scan) as session, pytest.raises(PromptError, match="box"):
+        segmenter.segment(session, Prompts((), Box((5, 5, 5), (20, 20, 20))))
