@@ -1,10 +1,13 @@
 """The command line: errors in one line, status 2, from any folder."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from lib import cli
 from lib.cli import COMMANDS, UserError
@@ -71,3 +74,32 @@ def test_a_missing_image_is_one_line_and_status_2(capsys, tmp_path):
     assert cli.main(["segment", str(tmp_path / "none.nii.gz"), "--click", "1,2,3,+", "--out", str(out)]) == 2
     assert "none.nii.gz" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_volume_is_segmented(tmp_path):
+    affine = np.array([[0, -1.5, 0, 9], [2, 0, 0, 8], [0, 0, 2.5, -7], [0, 0, 0, 1.0]])
+    values = np.random.default_rng(0).normal(0, 50, (40, 36, 30)).astype(np.int16)
+    values[10:26, 10:26, 8:22] += 300
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "image.nii.gz")
+    words = ["image.nii.gz", "--click", "18,18,15,+", "--click", "2,2,2,-", "--box", "9,27,9,27,7,23"]
+    words += ["--out", "mask.nii.gz", "--json"]
+    done = subprocess.run([sys.executable, str(APP), "segment", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, affine, atol=1e-5)
+    assert mask.shape == values.shape
+    assert mask.get_data_dtype() == np.uint8
+    assert int(np.asarray(mask.dataobj).sum()) == report["voxels"]
+    assert report["millilitres"] == pytest.approx(report["voxels"] * 7.5 / 1000, abs=1e-3)
+    assert report["weights"]["version"]
+    assert {"crop", "encode", "decode", "paste"} <= set(report["timings_ms"])
+
+
+@pytest.mark.parametrize("click", ["99,1,1,+", "1,1,1,-"])
+def test_an_unusable_click_is_one_line_and_status_2(capsys, tmp_path, click):
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4)), tmp_path / "image.nii")
+    words = ["segment", str(tmp_path / "image.nii"), "--click", click, "--out", str(tmp_path / "mask.nrrd")]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "mask.nrrd").exists()

@@ -17,10 +17,11 @@ import torch
 from fastapi import HTTPException
 from lib import configs
 from lib.activelearning.strategies import First, Random
-from lib.conf import AppConf
+from lib.conf import DEFAULT_MODEL, AppConf
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import resolve_image
 from lib.sam.session import SessionStore
+from lib.sam.weights import WeightsError
 from lib.server import apply_settings, forget_dicomweb_lists
 from lib.uploads import UploadSessions
 from monailabel.config import settings
@@ -96,14 +97,16 @@ class FastSAM3DApp(MONAILabelApp):
         """Once the server runs: errors answer as 4xx, and the weights are in memory before the first click.
 
         Raises:
-            WeightsError: the weights that the user chose, or those found, cannot be loaded.
+            WeightsError: the default model, or one that the user named, has no weights that can be loaded.
         """
         install_handlers()
         for name, task in self._infers.items():
-            if name in self.app_conf.weights or self.app_conf.preload and task.is_valid():
-                task.preload()
-            elif not task.is_valid():
-                logger.warning("The model %s is not offered: its weights are not there.", name)
+            try:
+                task.preload() if self.app_conf.preload else task.resolve()
+            except WeightsError as error:
+                if name == DEFAULT_MODEL or name in self.app_conf.weights or "models" in self.conf:
+                    raise
+                logger.warning("The model %s is not offered: %s", name, error)
         super().on_init_complete()
 
     def info(self) -> dict[str, Any]:

@@ -53,11 +53,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def command(studies: Path | str, port: int, *conf: str) -> list[str]:
+def command(studies: Path | str, port: int, *conf: str, app: Path = APP) -> list[str]:
     """The documented start command, for this machine only; `conf` alternates keys and values."""
     launcher = shutil.which("monailabel", path=str(Path(sys.executable).parent))
     words = [launcher] if launcher else [sys.executable, "-m", "monailabel.main"]
-    words += ["start_server", "--app", str(APP), "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+    words += ["start_server", "--app", str(app), "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
     for key, value in zip(conf[::2], conf[1::2]):
         words += ["--conf", key, value]
     return words
@@ -72,14 +72,14 @@ def environment(home: Path) -> dict[str, str]:
     return env
 
 
-def launch(studies: Path | str, home: Path, *conf: str) -> Server:
+def launch(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Server:
     """Starts the server's process and returns at once."""
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(studies, port, *conf),
+            command(studies, port, *conf, app=app),
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(home),
@@ -89,9 +89,9 @@ def launch(studies: Path | str, home: Path, *conf: str) -> Server:
     return Server(f"http://127.0.0.1:{port}", log, studies, home / "tmp", process)
 
 
-def start(studies: Path | str, home: Path, *conf: str) -> Server:
+def start(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Server:
     """Starts the server and waits until it answers."""
-    server = launch(studies, home, *conf)
+    server = launch(studies, home, *conf, app=app)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

@@ -64,11 +64,17 @@ class InteractiveInfer(InferTask):
     def get_path(self, validate: bool = True) -> str | None:
         """Path of the weights that would be used, or None."""
         try:
-            resolved = weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
-        except weights.WeightsError as error:
-            logger.debug("No weights for %s: %s", self.model, error)
+            return str(self.resolve().paths[0])
+        except weights.WeightsError:
             return None
-        return str(resolved.paths[0])
+
+    def resolve(self) -> weights.ResolvedWeights:
+        """Chooses the weights, without loading them.
+
+        Raises:
+            WeightsError: there are none, or they are damaged.
+        """
+        return weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
 
     def preload(self) -> None:
         """Loads the weights now, if they are not loaded.
@@ -129,15 +135,21 @@ class InteractiveInfer(InferTask):
         }
 
     def _loaded(self) -> VolumeSegmenter:
-        """The segmenter, built at the first call; the caller holds the lock."""
-        if self._segmenter is None:
-            resolved = weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
-            device = choose_device(self.device)
-            network = weights.load_sam(resolved, device)
-            self._segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
-            logger.info(
-                "%s uses %s (%s) from %s on %s", self.model, resolved.name, resolved.version, resolved.origin, device
-            )
+        """The segmenter of the chosen weights, built at the first call and when the choice changes (a training may have
+        been accepted); what works is kept if the new choice does not load. The caller holds the lock."""
+        try:
+            resolved = self.resolve()
+            if self._segmenter is None or self._segmenter.weights_version != resolved.version:
+                device = choose_device(self.device)
+                network = weights.load_sam(resolved, device)
+                self._segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+                logger.info(
+                    "%s: %s weights %s (%s) on %s", self.model, resolved.origin, resolved.name, resolved.version, device
+                )
+        except weights.WeightsError as error:
+            if self._segmenter is None:
+                raise
+            logger.warning("%s keeps the weights %s: %s", self.model, self._segmenter.weights_name, error)
         return self._segmenter
 
 
