@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import pickle
 import struct
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ _READ_ERRORS = (
     pickle.PickleError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, AssertionError,
     ArithmeticError, MemoryError, ImportError, OSError, struct.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
+_PICKLES = threading.Lock()  # torch keeps one set of allowed names for all threads
 _NUMBERS = "? b B h H i I l L q Q e f d".split()
 
 
@@ -107,7 +109,7 @@ def _read_pickle(path: Path) -> Any:
         if is_zip:
             _check_zip(path)
         # The allowance is withdrawn when the block ends; torch.serialization.add_safe_globals would be for good.
-        with torch.serialization.safe_globals(_benign_globals()):
+        with _PICKLES, torch.serialization.safe_globals(_benign_globals()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except WeightsError:
         raise

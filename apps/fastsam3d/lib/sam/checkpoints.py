@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .build import Sam3D
 from .checkpoint_files import WeightsError
-from .spec import SamSpec
+from .spec import EncoderSpec, SamSpec
 from .zoo import SPECS
 
 ENCODER, DECODER = ("image_encoder.",), ("prompt_encoder.", "mask_decoder.")
@@ -95,7 +95,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected_shapes(spec: SamSpec) -> Shapes:
     """Shape by key of that spec's networks; built without memory."""
     with torch.device("meta"):
@@ -113,9 +113,11 @@ def recognise(shapes: Shapes, source: str) -> SamSpec:
     encoder = part(shapes, ENCODER)
     found = _traits(encoder)
     for name in _RECOGNISED:
-        if found == _traits(part(expected_shapes(SPECS[name]), ENCODER)):
+        if found == _traits_of(SPECS[name].encoder):
             return SPECS[name]
-    nearest = max((SPECS[name] for name in _RECOGNISED), key=lambda s: len(encoder.items() & expected_shapes(s).items()))
+    nearest = max(
+        (SPECS[name] for name in _RECOGNISED), key=lambda s: len(encoder.items() & expected_shapes(s).items())
+    )
     heads = "" if found.heads is None else f", {found.heads} heads"
     raise WeightsError(
         f"{source} fits no known model (an encoder of depth {found.depth}, width {found.width}{heads}). "
@@ -123,21 +125,25 @@ def recognise(shapes: Shapes, source: str) -> SamSpec:
     )
 
 
-def check_fit(state: Mapping[str, Tensor], spec: SamSpec, source: str) -> None:
+def check_fit(state: Mapping[str, Tensor], spec: SamSpec, source: str, expected: Shapes | None = None) -> None:
     """Strict comparison with the spec's networks.
+
+    Args:
+        source: the files' names, for errors. expected: shapes of networks that are built already.
 
     Raises:
         WeightsError: naming the first keys that are missing, unexpected or of another shape, or tensors that are not
             finite floating-point numbers.
     """
-    expected = expected_shapes(spec)
-    problem = differences(shapes_of(state), expected)
+    problem = differences(shapes_of(state), expected or expected_shapes(spec))
     if problem:
         raise WeightsError(f"{source} does not fit {spec.name}: {problem}")
     for key, tensor in state.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
         if not plain or tensor.is_quantized:
-            raise WeightsError(f"{source}: {key} is not a plain floating-point tensor ({tensor.dtype}, {tensor.layout})")
+            raise WeightsError(
+                f"{source}: {key} is not a plain floating-point tensor ({tensor.dtype}, {tensor.layout})"
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{source}: {key} holds values that are not finite; the file is damaged")
 
@@ -165,6 +171,11 @@ def _traits(encoder: Shapes) -> Traits:
     heads = width // tables[0][1] if tables and tables[0][1] else None
     stem = "image_encoder.patch_embed.conv1.weight" in encoder
     return Traits(stem, width, max(blocks, default=-1) + 1, heads, max(windows, default=0))
+
+
+def _traits_of(spec: EncoderSpec) -> Traits:
+    heads = spec.heads if spec.relative_position else None
+    return Traits(bool(spec.stem_widths), spec.width, spec.depth, heads, spec.window)
 
 
 def _refuse_2d(state: Mapping[str, Tensor], source: str) -> None:

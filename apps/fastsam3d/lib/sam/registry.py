@@ -69,9 +69,10 @@ _SAM_MED3D_HUB = "https://huggingface.co/blueyo0/SAM-Med3D"
 _NO_HASH = "unpinned: no published hash could be checked"
 _BY_HAND = f"{_NO_HASH}; no stable address is known: get it by way of {_FASTSAM3D_PAGE}, then weights import"
 
+SHIPPED = "fastsam3d-compact-v1"
 _ROWS = (
     WeightEntry(
-        "fastsam3d-compact-v1",
+        SHIPPED,
         "fastsam3d",
         ("fastsam3d_compact_encoder.safetensors", "fastsam3d_compact_decoder.safetensors"),
         (UNPINNED, UNPINNED),
@@ -130,8 +131,16 @@ def entries(model_dir: Path) -> dict[str, WeightEntry]:
     Raises:
         WeightsError: a registry.json breaks its format.
     """
-    rows = REGISTRY | {row.name: row for row in read_registry(model_dir)[0]}
-    return rows | {row.name: row for row in imported(model_dir)}
+    return sources(model_dir) | {row.name: row for row in imported(model_dir)}
+
+
+def sources(model_dir: Path) -> dict[str, WeightEntry]:
+    """Published and shipped rows, without what was made of them by an import.
+
+    Raises:
+        WeightsError: registry.json breaks its format.
+    """
+    return REGISTRY | {row.name: row for row in read_registry(model_dir)[0]}
 
 
 def imported(model_dir: Path) -> list[WeightEntry]:

@@ -15,7 +15,7 @@ Folders below the app's `model`:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import Sam3D
+from .build import Sam3D, build_sam
 from .checkpoint_files import SUFFIXES, WeightsError, file_sha256, read_contents, read_header
 from .checkpoints import DECODER, check_fit, part, shapes_of, state_of
-from .registry import REGISTRY, WeightEntry, entries, folder_of, imported, model_of, plain_name, read_registry
+from .registry import IMPORTED, REGISTRY, WeightEntry, entries, folder_of, imported, model_of, plain_name, read_registry
 from .spec import SamSpec
 from .weights_files import choose_spec
 from .zoo import SPECS
@@ -92,9 +92,8 @@ def load_sam(resolved: ResolvedWeights, device: torch.device | str = "cpu") -> S
         WeightsError: a file cannot be read safely, does not fit the spec exactly, or changed since it was chosen.
     """
     state = _read(resolved.paths)
-    check_fit(state, resolved.spec, _names(resolved.paths))
-    with torch.device("meta"):
-        model = Sam3D(resolved.spec)
+    model = build_sam(resolved.spec)
+    check_fit(state, resolved.spec, _names(resolved.paths), shapes_of(model.state_dict()))
     own = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in state.items()}
     model.load_state_dict(own, strict=True, assign=True)
     if version_of(resolved.paths) != resolved.version:
@@ -119,6 +118,9 @@ def verify(entry: WeightEntry, model_dir: str | Path) -> tuple[Path, ...]:
         WeightsError: a file is missing, or its hash differs; the text says what to do.
     """
     folder = folder_of(entry, Path(model_dir))
+    remedy = "put the app's own file back, or choose other weights"
+    if folder.name == IMPORTED:
+        remedy = f"import its source again ({entry.note}), or delete it"
     paths = tuple(folder / file for file in entry.files)
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -126,14 +128,11 @@ def verify(entry: WeightEntry, model_dir: str | Path) -> tuple[Path, ...]:
             remedy = f"get it: {_COMMAND} fetch {entry.name}"
         elif entry.name in REGISTRY and entry.decoder:
             remedy = f"get it by hand ({entry.note})"
-        else:
-            remedy = f"restore it, or choose other weights ({_COMMAND} list)"
         raise WeightsError(f"{entry.name}: {_names(missing)} is not in {folder}; {remedy}")
     for path, expected in zip(paths, entry.sha256):
         if expected != "unpinned" and _digest(path) != expected:
             raise WeightsError(
-                f"{path} is damaged or was replaced: its sha256 must be {expected}, got {_digest(path)}; "
-                f"restore it, or import it anew: {_COMMAND} import {path}"
+                f"{path} is damaged or was replaced: its sha256 must be {expected}, got {_digest(path)}; {remedy}"
             )
     return paths
 
@@ -238,11 +237,15 @@ def _read(paths: Sequence[Path]) -> dict[str, Tensor]:
         if state.keys() & found.keys():
             raise WeightsError(f"{_names(paths)} hold the same tensors; give one encoder and one decoder")
         state |= found
-    if not part(state, DECODER):
+    _check_whole(state, paths)
+    return state
+
+
+def _check_whole(keys: Mapping[str, object], paths: Sequence[Path]) -> None:
+    if not part(keys, DECODER):
         raise WeightsError(
             f"{_names(paths)} holds an encoder alone; complete it: {_COMMAND} import {paths[0]} --decoder FILE"
         )
-    return state
 
 
 def _names(paths: Sequence[Path]) -> str:
@@ -279,5 +282,7 @@ def _spec_of_files(identities: tuple[tuple[str, int, int], ...]) -> SamSpec:
         if len(names) > 1:
             raise WeightsError(f"{_names(paths)} name different specs: {', '.join(map(str, names))}")
         if names != {None}:
-            return choose_spec({key: shape for shapes, _ in headers for key, shape in shapes.items()}, headers[0][1], _names(paths))
+            shapes = {key: shape for shapes, _ in headers for key, shape in shapes.items()}
+            _check_whole(shapes, paths)
+            return choose_spec(shapes, headers[0][1], _names(paths))
     return choose_spec(shapes_of(_read(paths)), {}, _names(paths))

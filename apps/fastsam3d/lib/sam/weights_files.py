@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checkpoint_files import WeightsError, file_sha256, read_contents
 from .checkpoints import DECODER, ENCODER, GAUSSIAN, check_fit, part, recognise, shapes_of, state_of
-from .registry import REGISTRY, WeightEntry, model_of, plain_name, record
+from .registry import REGISTRY, SHIPPED, WeightEntry, model_of, plain_name, read_registry, record
 from .spec import SamSpec
 from .zoo import SPECS
 
@@ -48,12 +48,9 @@ def import_checkpoint(
         OSError: the folder cannot be written.
     """
     path, out_dir = Path(path), Path(out_dir)
-    source = source or next((row for row in REGISTRY.values() if path.name in row.files), None)
-    name = plain_name(name or (source.name if source else path.stem), "a name for weights")
-    if name in REGISTRY and REGISTRY[name].url is None and REGISTRY[name].decoder is None:
-        raise WeightsError(f"{name} is the name of weights that ship with the app; take another with --name")
     contents = read_contents(path)
     state = state_of(contents.value, path.name)
+    alone = not part(state, DECODER)
     metadata = {"source": path.name, "source_sha256": file_sha256(path)}
     if decoder is not None:
         decoder = Path(decoder)
@@ -68,6 +65,10 @@ def import_checkpoint(
             "such as sam_med3d_turbo.pth, with --decoder"
         )
     check_fit(state, chosen, names)
+    source = source or _published(path.name, chosen, alone)
+    name = plain_name(name or (source.name if source else path.stem), "a name for weights (--name)")
+    if name in {SHIPPED} | {row.name for row in read_registry(out_dir.parent)[0] if row.url is None}:
+        raise WeightsError(f"{name} is the name of weights that ship with the app; take another with --name")
     licence = source.licence if source else contents.metadata.get("licence", _UNKNOWN_LICENCE)
     metadata |= {"spec": chosen.name, "model": model_of(chosen.name), "licence": licence}
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -160,6 +161,12 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _published(file: str, spec: SamSpec, alone: bool) -> WeightEntry | None:
+    """The published row that a file's name and contents agree with."""
+    rows = (row for row in REGISTRY.values() if file in row.files)
+    return next((row for row in rows if row.spec == spec.name and alone == (row.decoder is not None)), None)
 
 
 def _entry(name: str, paths: tuple[Path, ...], spec: SamSpec, licence: str, note: str) -> WeightEntry:
