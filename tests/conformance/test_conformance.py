@@ -25,7 +25,8 @@ FOLDER = _conformance_dir()
 def _case_names() -> list[str]:
     if FOLDER is None:
         return []
-    return [name for path in sorted((FOLDER / "cases").glob("*.json")) for name in json.loads(path.read_text())["cases"]]
+    files = sorted((FOLDER / "cases").glob("*.json"))
+    return [name for file in files for name in json.loads(file.read_text())["cases"]]
 
 
 @pytest.fixture(scope="module")

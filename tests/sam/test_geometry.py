@@ -244,6 +244,17 @@ def test_48_orientations_give_one_patch_and_one_mask(name):
         np.testing.assert_array_equal(turned, reorder(mask, axes, signs))
 
 
+@pytest.mark.parametrize("name", AFFINES)
+def test_centres_between_voxels_do_not_depend_on_the_storage(name):
+    grid = Grid((30, 26, 14), AFFINES[name])
+    centre = np.array([12.5, 20.5, 5.5])
+    expected = PatchFrame.around(grid, centre, 8).patch_grid.affine
+    for orientation in ORIENTATIONS:
+        stored = grid.reordered(*orientation)
+        mirrored = [n - 1 - centre[a] if s < 0 else centre[a] for a, s, n in zip(*orientation, stored.shape)]
+        np.testing.assert_allclose(PatchFrame.around(stored, mirrored, 8).patch_grid.affine, expected, atol=1e-9)
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_corner_lattice_is_canonical_for_every_orientation(orientation):
     grid = Grid((30, 26, 14), AFFINES["oblique"])

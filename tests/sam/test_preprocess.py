@@ -339,6 +339,70 @@ def test_a_header_reads_its_own_folder_only(name, tmp_path):
         read_volume(folder / "a.mhd")
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["NDims = 83", "NDims = 3\nNDims = 9", "DimSize = 4 4 4 4 4 4 4", "Offset = 1", "no field", "TransformMatrix = 1 0"],
+)
+def test_metaimage_lists_must_fit_their_dimensions(line, tmp_path):
+    path = write_any(".mha", tmp_path, voxels(), oblique())
+    key = line.split("=")[0].encode()
+    lines = [line.encode() if old.startswith(key) else old for old in path.read_bytes().split(b"\n")]
+    path.write_bytes(b"\n".join(lines if line.encode() in lines else [lines[0], line.encode(), *lines[1:]]))
+    with pytest.raises(VolumeError, match="its NDims|must be|no field"):
+        read_volume(path)
+
+
+def patched(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        # Rows claims 4 GB; GDCM would allocate that
+        (b"\x28\x00\x10\x00\x02\x00\x00\x00", b"\x28\x00\x10\x00\xf0\xff\xff\xff", "beyond the file"),
+        (b"DICM\x02", b"DICM\x37", "transfer syntax"),
+        (b"DICM", b"MCID", "no DICOM marker"),
+    ],
+)
+def test_damaged_dicom_files_never_reach_itk(old, new, message, tmp_path):
+    folder = save_dicom(tmp_path / "series", voxels((16, 12, 6)), oblique())
+    last = max(folder.iterdir(), key=lambda p: sitk.ReadImage(str(p)).TransformIndexToPhysicalPoint((0, 0, 0))[2])
+    with pytest.raises(VolumeError, match=message):
+        read_volume(patched(last, old, new))
+    volume = read_volume(folder)  # the rest of the series is read, and the user is told
+    assert volume.array.shape == (16, 12, 5) and message in volume.warnings[0] and last.name in volume.warnings[0]
+
+
+def test_other_files_beside_a_series_are_left_out(tmp_path):
+    folder = save_dicom(tmp_path / "series", voxels(), oblique())
+    for name in ("README.txt", "Thumbs.db", "a.json", "b.json"):
+        (folder / name).write_bytes(b"READ ME " * 40)
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array, voxels())
+    assert len(volume.warnings) == 4 and "1 more" in volume.warnings[-1]
+
+
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", "dicom"])
+def test_changed_bytes_give_a_volume_or_a_volume_error(kind, tmp_path):
+    path = write_any(kind, tmp_path, voxels(), oblique())
+    file = min(path.iterdir()) if path.is_dir() else path
+    whole, rng = file.read_bytes(), np.random.default_rng(11)
+    for _ in range(40):
+        changed = bytearray(gzip.decompress(whole) if kind == ".nii.gz" else whole)
+        for at in rng.integers(0, min(len(changed), 900), rng.integers(1, 6)):
+            changed[at] = rng.choice([0, 255, 48 + rng.integers(10), rng.integers(256)])
+        file.write_bytes(gzip.compress(bytes(changed)) if kind == ".nii.gz" else bytes(changed))
+        try:
+            volume = read_volume(path, max_bytes=1 << 26)
+        except VolumeError:
+            continue
+        assert volume.array.shape == volume.grid.shape and np.isfinite(volume.array).all()
+
+
 # ---------------------------------------------------------------- writing
 
 

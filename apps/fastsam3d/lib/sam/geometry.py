@@ -209,7 +209,8 @@ class PatchFrame(Lattice):
 
         Args:
             source: the scan's grid.
-            centre_ijk: (3,) voxel coordinates, rounded to the nearest voxel.
+            centre_ijk: (3,) voxel coordinates, rounded to the nearest voxel; halves towards right, anterior, superior,
+                so that the choice does not depend on how the scan is stored.
             size: nodes along each edge.
             spacing_mm: distance of the nodes.
             lattice: "click" puts node size // 2 exactly on that voxel, so the patch does not depend on how the scan is
@@ -227,14 +228,15 @@ class PatchFrame(Lattice):
         if int(size) < 1:
             raise ValueError(f"a patch must be at least one node wide, got {size}")
         _check_spacing(spacing_mm)
-        centre = np.floor(centre + 0.5)
+        axes, signs = source.canonical_axes()
+        up = np.array([signs[axes.index(a)] for a in range(3)])
+        centre = up * np.floor(up * centre + 0.5)
         if lattice == "corner":
             nodes = Lattice.resampled(source, spacing_mm).canonical()
             node = np.floor(nodes.to_patch(centre)[0] + 0.5).astype(int)
             return nodes.cut(cut_begin(node, node, size), int(size))
         if lattice != "click":
             raise ValueError(f'a lattice must be "click" or "corner", got {lattice!r}')
-        axes, signs = source.canonical_axes()
         step = tuple(float(sign * spacing_mm / source.spacing_mm[a]) for a, sign in zip(axes, signs))
         anchor = tuple(float(centre[a]) for a in axes)
         return cls(source, (int(size),) * 3, float(spacing_mm), axes, step, (int(size) // 2,) * 3, anchor)

@@ -8,6 +8,7 @@ indices that a viewer sends need no translation. Stored integers stay integers (
 import math
 import os
 import re
+import tempfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from .dicom_check import dicom_fault
 from .grid import Grid
+from .header_check import voxel_file
 
 MAX_BYTES = 4 * 2**30
 """Default budget for the voxels of one scan in memory."""
@@ -28,7 +31,6 @@ _NRRD = (".nrrd", ".nhdr")
 _DICOM = (".dcm", ".ima")
 _DEFLATE_BOUND = 1100
 """Deflate makes at most 1032 bytes of one; a header that asks for more than this names voxels that are not there."""
-_HEADER_BYTES = 65536
 
 
 class VolumeError(ValueError):
@@ -192,7 +194,9 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 def _read_header_and_data(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """NRRD and MetaImage, through ITK."""
-    data = _data_file(path)
+    data, fault = voxel_file(path)
+    if data is None:
+        raise VolumeError(f"{path.name}: {fault}")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(_NRRD) else "MetaImageIO")
     reader.SetFileName(str(path))
@@ -201,40 +205,46 @@ def _read_header_and_data(path: Path, max_bytes: int) -> tuple[np.ndarray, np.nd
     return (*_execute(path, reader), [])
 
 
-def _data_file(path: Path) -> Path:
-    """The file that holds the voxels. Headers that send the reader outside the image's own folder are refused."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if path.name.lower().endswith(_NRRD):
-        header, *rest = re.split(rb"\r?\n\r?\n", header, maxsplit=1)
-        found = re.search(rb"^data ?file:[ \t]*(.*?)[ \t\r]*$", header, re.MULTILINE | re.IGNORECASE)
-        complete = bool(rest) or len(header) < _HEADER_BYTES
-    else:
-        found = re.search(rb"^ElementDataFile[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", header, re.MULTILINE | re.IGNORECASE)
-        complete = found is not None
-    if not complete:
-        raise VolumeError(f"{path.name}: its header does not end within {_HEADER_BYTES} bytes, or names no voxels")
-    if found is None or found[1].upper() == b"LOCAL":
-        return path
-    name = found[1].decode("utf-8", "replace")
-    beside = path.parent / name
-    if "%" in name or name.upper().startswith("LIST") or not beside.is_file():
-        raise VolumeError(f"{path.name}: its voxels must lie in one file beside it, the header names {name[:80]!r}")
-    if beside.resolve().parent != path.resolve().parent:
-        raise VolumeError(f"{path.name}: its voxels must lie in its own folder, the header names {name[:80]!r}")
-    return beside
-
-
 def _read_dicom(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    warnings = []
-    names = [str(path)]
-    if path.is_dir():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path), useSeriesDetails=True)
+    """A DICOM file, or the first series of a folder. Files that are no sound DICOM never reach ITK."""
+    if not path.is_dir():
+        fault = dicom_fault(path)
+        if fault:
+            raise VolumeError(f"{path.name}: not a whole DICOM file: {fault}")
+        return _read_slices(path, [str(path)], max_bytes, [])
+    files = sorted(p for p in path.iterdir() if p.is_file())
+    faults = {p: fault for p in files if (fault := dicom_fault(p))}
+    warnings = [f"{p.name} in the folder was left out: {faults[p]}" for p in list(faults)[:3]]
+    if len(faults) > len(warnings):
+        warnings.append(f"{len(faults) - len(warnings)} more files in the folder were left out")
+    if len(faults) == len(files):
+        raise VolumeError(f"{path.name}: a folder must hold a DICOM series, none was found; {'; '.join(warnings)}")
+    with tempfile.TemporaryDirectory() as sound:
+        for file in files if faults else ():
+            if file not in faults:
+                os.symlink(file.resolve(), os.path.join(sound, file.name))
+        folder = sound if faults else str(path)
+        names = _first_series(path, folder, warnings)
+        return _read_slices(path, names, max_bytes, warnings)
+
+
+def _first_series(path: Path, folder: str, warnings: list[str]) -> list[str]:
+    """The files of a folder's first series (by identifier, as MONAI), in slice order."""
+    try:
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder, useSeriesDetails=True)
         if not series:
             raise VolumeError(f"{path.name}: a folder must hold a DICOM series, none was found")
-        if len(series) > 1:
-            warnings.append(f"the folder holds {len(series)} DICOM series; the first by its identifier was read")
-        names = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0], useSeriesDetails=True))
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, series[0], useSeriesDetails=True)
+    except RuntimeError as error:
+        raise VolumeError(f"{path.name}: its DICOM files cannot be sorted into series: {_short(error)}") from error
+    if len(series) > 1:
+        warnings.append(f"the folder holds {len(series)} DICOM series; the first by its identifier was read")
+    return list(names)
+
+
+def _read_slices(
+    path: Path, names: list[str], max_bytes: int, warnings: list[str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     header = sitk.ImageFileReader()
     header.SetImageIO("GDCMImageIO")
     header.SetFileName(names[0])
@@ -246,16 +256,20 @@ def _read_dicom(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, lis
     reader.SetFileNames(names)
     reader.MetaDataDictionaryArrayUpdateOn()
     array, affine = _execute(path, reader)
-    warnings.extend(_uneven_slices(reader, len(names), affine))
-    return array, affine, warnings
+    return array, affine, warnings + _uneven_slices(reader, len(names), affine)
 
 
 def _uneven_slices(reader: sitk.ImageSeriesReader, count: int, affine: np.ndarray) -> list[str]:
+    """A warning if the gaps between the slices' positions differ, or if these are not known."""
     key = "0020|0032"
-    if not all(reader.HasMetaDataKey(i, key) for i in range(count)):
+    try:
+        positions = [[float(v) for v in reader.GetMetaData(i, key).split("\\")] for i in range(count)]
+    except (RuntimeError, ValueError):  # absent, or not numbers
+        positions = []
+    if not positions or any(len(position) != 3 for position in positions):
         return ["the slices carry no positions; their order and spacing are a guess"]
-    positions = np.array([[float(v) for v in reader.GetMetaData(i, key).split("\\")] for i in range(count)])
-    gaps = np.abs(np.diff(positions @ (_LPS_TO_RAS[:3, :3] @ affine[:3, 2]))) / np.linalg.norm(affine[:3, 2])
+    along = np.array(positions) @ (_LPS_TO_RAS[:3, :3] @ affine[:3, 2]) / np.linalg.norm(affine[:3, 2])
+    gaps = np.abs(np.diff(along))
     if np.ptp(gaps) <= 0.01 * gaps.max():
         return []
     return [
