@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class LayerNorm3d(nn.Module):
-    """Normalises the channel axis of (B, C, D, H, W) at every voxel.
+class ChannelNorm(nn.Module):
+    """Normalises the channel axis of (B, C, H, W) or (B, C, D, H, W) at every pixel or voxel.
 
     As published the epsilon is 1e-6 in necks, mask downscaling and upscaling.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spec import SamSpec
-from .layers import LayerNorm3d
+from .layers import ChannelNorm
 
 PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
 
@@ -51,10 +51,10 @@ class PromptEncoder3D(nn.Module):
         self.not_a_point_embed = nn.Embedding(1, d.width)
         self.mask_downscaling = nn.Sequential(
             nn.Conv3d(4 if d.dense_clicks else 1, 4, 2, stride=2),
-            LayerNorm3d(4),
+            ChannelNorm(4),
             nn.GELU(),
             nn.Conv3d(4, 16, 2, stride=2),
-            LayerNorm3d(16),
+            ChannelNorm(16),
             nn.GELU(),
             nn.Conv3d(16, d.width, 1),
         )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..spec import EncoderSpec
 from .attention import DenseAttention, SegmentDilatedAttention, StridedAttention
-from .layers import FeedForward, LayerNorm3d, ResidualConv3d
+from .layers import ChannelNorm, FeedForward, ResidualConv3d
 
 
 def build_attention(spec: EncoderSpec, window: int) -> nn.Module:
@@ -103,9 +103,9 @@ class ImageEncoder3D(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
         self.neck = nn.Sequential(
             nn.Conv3d(spec.width, spec.out, 1, bias=False),
-            LayerNorm3d(spec.out),
+            ChannelNorm(spec.out),
             nn.Conv3d(spec.out, spec.out, 3, padding=1, bias=False),
-            LayerNorm3d(spec.out),
+            ChannelNorm(spec.out),
         )
 
     def embed(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
