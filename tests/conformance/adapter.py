@@ -19,11 +19,11 @@ if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
 from lib.sam import clicks, geometry, intensity, preprocess  # noqa: E402
+from lib.sam.build import build_sam  # noqa: E402
 from lib.sam.networks.attention import DenseAttention, StridedAttention  # noqa: E402
 from lib.sam.networks.decoder3d import MaskDecoder3D  # noqa: E402
 from lib.sam.networks.prompt3d import PromptEncoder3D  # noqa: E402
 from lib.sam.networks.vit3d import ImageEncoder3D  # noqa: E402
-from lib.sam.build import build_sam  # noqa: E402
 from lib.sam.zoo import get_spec  # noqa: E402
 
 STUDENT, STUDENT_12 = get_spec("fastsam3d_published_h6"), get_spec("fastsam3d_published_h12")

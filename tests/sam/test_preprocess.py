@@ -341,7 +341,14 @@ def test_a_header_reads_its_own_folder_only(name, tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["NDims = 83", "NDims = 3\nNDims = 9", "DimSize = 4 4 4 4 4 4 4", "Offset = 1", "no field", "TransformMatrix = 1 0"],
+    [
+        "NDims = 83",
+        "NDims = 3\nNDims = 9",
+        "DimSize = 4 4 4 4 4 4 4",
+        "Offset = 1",
+        "no field",
+        "TransformMatrix = 1 0",
+    ],
 )
 def test_metaimage_lists_must_fit_their_dimensions(line, tmp_path):
     path = write_any(".mha", tmp_path, voxels(), oblique())
