@@ -1,0 +1,44 @@
+"""The phantom studies, and the servers that the clients talk to, once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.app.serving import Server, start, stop
+from tests.clients import demo, phantom
+
+CASES = 2
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """Folder of generated studies, case1 also as a DICOM series."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom.make_small(folder, CASES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_server(phantoms, tmp_path_factory) -> Iterator[Server]:
+    """The server on a folder with the phantoms' images, without their labels."""
+    home = tmp_path_factory.mktemp("folder-server")
+    (home / "studies").mkdir()
+    for image in (phantoms / "studies").glob("*.nii.gz"):
+        (home / "studies" / image.name).write_bytes(image.read_bytes())
+    running = start(home / "studies", home, "models", "fastsam3d")
+    yield running
+    stop(running)
+
+
+@pytest.fixture(scope="session")
+def ohif_demo(phantoms, tmp_path_factory) -> Iterator[demo.Demo]:
+    """Orthanc with the phantom's series, and the server on it, as `make demo-ohif` starts them."""
+    pytest.importorskip("playwright", reason="playwright is not installed: make setup-dev")
+    lacking = demo.missing()
+    if lacking:
+        pytest.skip(lacking)
+    with demo.running(phantoms / "dicom", tmp_path_factory.mktemp("demo")) as running:
+        yield running
