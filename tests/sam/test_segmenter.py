@@ -8,7 +8,8 @@ import pytest
 import torch
 from lib.sam.build import build_sam
 from lib.sam.prompts import Box, Click, PromptError, Prompts
-from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter, place_patch
+from lib.sam.placement import place_patch
+from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter
 from lib.sam.session import SessionStore
 from lib.sam.zoo import get_spec
 
@@ -84,7 +85,7 @@ def test_patch_moves_only_when_it_must():
     far = place_patch(grid, _clicks((100, 100, 100, True), (300, 100, 100, True)), spec)
     background = place_patch(grid, _clicks((100, 100, 100, True), (390, 100, 100, False)), spec)
     assert near == one == background
-    assert np.allclose(far.to_patch(np.array([[200, 100, 100]])), 64)
+    assert np.allclose(far.to_patch(np.array([[200, 100, 100]])), 64, atol=0.51)  # to the nearest node
     inside = far.to_patch(np.array([[100, 100, 100], [300, 100, 100]]))
     assert (inside >= 0).all() and (inside <= 127).all() and far.spacing_mm > spec.spacing_mm
     box = place_patch(grid, Prompts((), Box((50, 50, 50), (330, 330, 250))), spec)

@@ -22,15 +22,13 @@ from .build import Sam3D
 from .geometry import Grid, PatchFrame
 from .intensity import normalise
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
+from .placement import first_prompt, look_again, place_patch
 from .prompts import PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
 
 SINGLE_CLICKS = 16
 """So many clicks are replayed one at a time; later ones in blocks of this size, so that a thousand stay affordable."""
-
-_BOX_MARGIN = 1.25
-_MAX_COARSENING = 3.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class VolumeSegmenter:
         prompts.validate(volume.grid)
         if prompts.box is not None and not self.spec.decoder.boxes:
             raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
-        frame = place_patch(volume.grid, prompts, self.spec)
         warnings = list(volume.warnings)
+        frame = self._place(session, prompts, timings)
         embedding = self._embedding(session, frame, timings)
         with _stage(timings, "decode"):
             rounds, outside = self._rounds(frame, prompts)
@@ -119,6 +117,23 @@ class VolumeSegmenter:
         return Segmentation(
             mask_box, corner, volume.grid, iou, timings, tuple(warnings), self.weights_name, self.weights_version
         )
+
+    def _place(self, session: ImageSession, prompts: Prompts, timings: dict[str, float]) -> PatchFrame:
+        """The patch, after a first look at the first prompt where the spec zooms."""
+        grid, first = session.volume.grid, first_prompt(prompts)
+        if not self.spec.zoom:
+            return place_patch(grid, prompts, self.spec)
+        frame = place_patch(grid, first, self.spec)
+        rounds, _ = self._rounds(frame, first)
+        key = ("look", self.weights_version, _frame_key(frame), tuple(rounds))
+        seen = session.get(key)
+        if seen is None:
+            embedding = self._embedding(session, frame, timings)
+            with _stage(timings, "decode"):
+                state = self._replay(session, frame, embedding, rounds)
+                seen = (look_again(frame, state.logits[0, 0].float().cpu().numpy(), self.spec),)
+            session.put(key, seen)
+        return place_patch(grid, prompts, self.spec, seen[0])
 
     def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
         """Embedding and skip features of the patch, from the session or computed."""
@@ -176,38 +191,6 @@ class VolumeSegmenter:
         return state
 
 
-def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec) -> PatchFrame:
-    """The patch that the network sees: a pure function of the prompts.
-
-    Around the box, else around the first click on the object (the first click if there is none). It moves only when it
-    must: when another click on the object would lie outside, it is centred on all of them. Where box or clicks span
-    more than the patch, models that are not bound to the published spacing see it coarser, up to three times.
-    """
-    positive = prompts.clicks_ijk[prompts.labels == 1] if prompts.clicks else np.zeros((0, 3))
-    if prompts.box is not None:
-        span = np.array([prompts.box.low_ijk, prompts.box.high_ijk], dtype=np.float64)
-        centre, margin = span.mean(axis=0), _BOX_MARGIN
-    elif len(positive):
-        span, centre, margin = positive.astype(np.float64), positive[0], 1.1
-    else:
-        span = prompts.clicks_ijk[:1].astype(np.float64)
-        centre, margin = span[0], 1.1
-
-    def around(centre, spacing: float) -> PatchFrame:
-        return PatchFrame.around(grid, centre, spec.patch_size, spacing, spec.lattice)
-
-    frame = around(centre, spec.spacing_mm)
-    nodes = frame.to_patch(np.concatenate([span, positive.reshape(-1, 3)]))
-    if ((nodes >= 0) & (nodes <= spec.patch_size - 1)).all() and prompts.box is None:
-        return frame
-    low, high = span.min(axis=0), span.max(axis=0)
-    spacing = spec.spacing_mm
-    if spec.lattice == "click":
-        extent_mm = ((high - low + 1) * grid.spacing_mm).max()
-        spacing = float(np.clip(margin * extent_mm / spec.patch_size, spacing, spacing * _MAX_COARSENING))
-    return around((low + high) / 2, spacing)
-
-
 def _frame_key(frame: PatchFrame) -> tuple:
     return (frame.axes, frame.step, frame.anchor_node, frame.anchor_ijk, frame.shape)
 
@@ -216,4 +199,4 @@ def _frame_key(frame: PatchFrame) -> tuple:
 def _stage(timings: dict[str, float], name: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
-    timings[name] = 1000 * (time.perf_counter() - begin)
+    timings[name] = timings.get(name, 0.0) + 1000 * (time.perf_counter() - begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -87,6 +88,8 @@ class SamSpec:
         replay: how several clicks reach the network: "last" (one at a time with the previous logits) or "all"
             (accumulated, with the previous logits).
         spacing_mm: edge of a patch voxel.
+        zoom: after a first look at the first prompt the patch is placed anew: coarser where the object leaves it,
+            finer where the object is small (see placement.py). Needs lattice "click".
     """
 
     name: str
@@ -96,6 +99,7 @@ class SamSpec:
     intensity: str = "znorm_positive"
     lattice: str = "corner"
     replay: str = "all"
+    zoom: bool = False
 
     @property
     def patch_size(self) -> int:
@@ -106,3 +110,109 @@ class SamSpec:
     def mask_size(self) -> int:
         """Edge of the low-resolution masks, voxels (four a token, as published)."""
         return 4 * self.encoder.grid
+
+
+@dataclass(frozen=True)
+class TinyVitSpec:
+    """A TinyViT image encoder in the form of LiteMedSAM.
+
+    Stage 0 is convolutional, the others attend in windows.
+
+    Attributes:
+        image_size: edge of the input, pixels.
+        widths, depths, heads, windows: per stage; heads and windows of stage 0 are not used.
+        stem_strides: of the two convolutions of the patch embedding; (1, 1) are 1x1 convolutions, so that stage 0
+            works at full resolution.
+        merge_strides: of the three patch mergings between the stages.
+        expansion: of the convolutional blocks. mlp_ratio: of the attention blocks.
+        out: channels of the embedding.
+    """
+
+    image_size: int = 256
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (2, 4, 5, 10)
+    windows: tuple[int, ...] = (7, 7, 14, 7)
+    stem_strides: tuple[int, int] = (1, 1)
+    merge_strides: tuple[int, ...] = (2, 2, 1)
+    expansion: int = 4
+    mlp_ratio: int = 4
+    out: int = 256
+
+    @property
+    def grid(self) -> int:
+        """Edge of the embedding."""
+        return self.image_size // math.prod(self.stem_strides + self.merge_strides)
+
+
+@dataclass(frozen=True)
+class RepVitSpec:
+    """A RepViT image encoder with SAM's neck. Defaults: M2.3, as in RepViT-SAM and RepMedSAM.
+
+    Attributes:
+        image_size: edge of the input, pixels (the network itself takes any size).
+        widths: channels per stage. depths: blocks per stage without the downsampling block that starts stages 1 to 3.
+        strides: of the downsampling blocks that start stages 1 to 3, after a stem of stride 4. As published for SAM the
+            last is 1. (The published code decides that by an input of 320 channels; here it holds for every width.)
+        out: channels of the embedding.
+    """
+
+    image_size: int = 256
+    widths: tuple[int, ...] = (80, 160, 320, 640)
+    depths: tuple[int, ...] = (7, 7, 35, 2)
+    strides: tuple[int, ...] = (2, 2, 1)
+    out: int = 256
+
+    @property
+    def grid(self) -> int:
+        """Edge of the embedding."""
+        return self.image_size // (4 * math.prod(self.strides))
+
+
+@dataclass(frozen=True)
+class Decoder2dSpec:
+    """Prompt encoder and mask decoder for images: SAM's.
+
+    Attributes:
+        width: channels of embedding and tokens; divisible by 8.
+        heads, mlp_width, depth: of the two-way transformer.
+        extra_masks: mask tokens beside mask 0.
+        iou_width: hidden width of the IoU head.
+    """
+
+    width: int = 256
+    heads: int = 8
+    mlp_width: int = 2048
+    depth: int = 2
+    extra_masks: int = 3
+    iou_width: int = 256
+
+
+@dataclass(frozen=True)
+class Sam2dSpec:
+    """One promptable segmenter of images and slices.
+
+    Attributes:
+        upsampling: how many times the embedding is enlarged (bilinear, no parameters) before it meets the prompts. The
+            published run times of RepMedSAM say 4: its encoder gives 16x16 and its decoder worked on 64x64.
+    """
+
+    name: str
+    encoder: TinyVitSpec | RepVitSpec
+    decoder: Decoder2dSpec = field(default_factory=Decoder2dSpec)
+    upsampling: int = 1
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the model's image, pixels."""
+        return self.encoder.image_size
+
+    @property
+    def grid(self) -> int:
+        """Edge of the embedding that the decoder sees."""
+        return self.upsampling * self.encoder.grid
+
+    @property
+    def mask_size(self) -> int:
+        """Edge of the low-resolution masks, pixels (four a cell of the embedding)."""
+        return 4 * self.grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .spec import DecoderSpec, EncoderSpec, SamSpec
+from .spec import DecoderSpec, EncoderSpec, RepVitSpec, Sam2dSpec, SamSpec, TinyVitSpec
 
 _STUDENT_6 = EncoderSpec()
 _TEACHER = EncoderSpec(
@@ -46,17 +46,43 @@ _ROWS = (
     SamSpec("sam_med3d", _TEACHER),
     SamSpec("sam_med3d_fastblock", replace(_TEACHER, residual="normed")),
     # Ours: the compact student that ships, and its sparse sibling.
-    SamSpec("fastsam3d_compact", _COMPACT, _COMPACT_DECODER, intensity="percentile_rank", lattice="click"),
+    SamSpec(
+        "fastsam3d_compact",
+        _COMPACT,
+        _COMPACT_DECODER,
+        intensity="percentile_rank",
+        lattice="click",
+        zoom=True,
+    ),
     SamSpec(
         "fastsam3d_compact_sparse",
         replace(_COMPACT, attention="segment_dilated", sparse_configurations=((64, 1), (256, 4), (512, 8))),
         _COMPACT_DECODER,
         intensity="percentile_rank",
         lattice="click",
+        zoom=True,
     ),
 )
 
 SPECS: dict[str, SamSpec] = {spec.name: spec for spec in _ROWS}
+
+_REPVIT = {  # widths and depths of the published RepViT family
+    "m0_9": RepVitSpec(widths=(48, 96, 192, 384), depths=(3, 3, 15, 2)),
+    "m1_0": RepVitSpec(widths=(56, 112, 224, 448), depths=(3, 3, 15, 2)),
+    "m1_1": RepVitSpec(widths=(64, 128, 256, 512), depths=(3, 3, 13, 2)),
+    "m1_5": RepVitSpec(widths=(64, 128, 256, 512), depths=(5, 5, 25, 4)),
+    "m2_3": RepVitSpec(),
+}
+
+_ROWS_2D = (
+    Sam2dSpec("litemedsam", TinyVitSpec()),
+    # RepMedSAM: M2.3 with the embedding that its run times imply, and as the encoder gives it.
+    Sam2dSpec("repmedsam", _REPVIT["m2_3"], upsampling=4),
+    Sam2dSpec("repmedsam_grid16", _REPVIT["m2_3"]),
+    *(Sam2dSpec(f"repmedsam_{size}", _REPVIT[size], upsampling=4) for size in ("m0_9", "m1_0", "m1_1", "m1_5")),
+)
+
+SPECS_2D: dict[str, Sam2dSpec] = {spec.name: spec for spec in _ROWS_2D}
 
 
 def get_spec(name: str) -> SamSpec:
@@ -65,6 +91,19 @@ def get_spec(name: str) -> SamSpec:
     Raises:
         KeyError: no such row; the message lists them.
     """
-    if name not in SPECS:
-        raise KeyError(f"unknown model spec {name!r}; known: {', '.join(SPECS)}")
-    return SPECS[name]
+    return _row(SPECS, name)
+
+
+def get_spec2d(name: str) -> Sam2dSpec:
+    """The row of that name among the models for images.
+
+    Raises:
+        KeyError: no such row; the message lists them.
+    """
+    return _row(SPECS_2D, name)
+
+
+def _row(rows: dict, name: str):
+    if name not in rows:
+        raise KeyError(f"unknown model spec {name!r}; known: {', '.join(rows)}")
+    return rows[name]

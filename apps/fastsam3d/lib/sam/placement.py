@@ -1,0 +1,141 @@
+"""Where the patch lies: a pure function of the prompts, and of what the model saw at the first of them.
+
+Every choice is made in canonical patch coordinates from a node that lies on a prompt, so that a scan gives the same
+patch however it is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .geometry import Grid, PatchFrame
+from .prompts import Prompts
+from .spec import SamSpec
+
+MAX_COARSENING = 3.0
+"""A patch voxel is at most this many times the spec's spacing."""
+
+MAX_REFINING = 2.5
+"""A patch voxel is at least the spec's spacing divided by this."""
+
+BOX_MARGIN = 1.4
+CLICK_MARGIN = 1.25
+SMALL, WANTED = 0.35, 0.45
+"""A first mask whose longest side is below SMALL of the patch is brought up to WANTED of it."""
+
+TOUCHING, LARGE = 12, 1.5
+"""A first mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first look at the first prompt taught.
+
+    Attributes:
+        low_ijk, high_ijk: (3,) corners of the region to be centred, in voxels.
+        spacing_mm: edge of a patch voxel.
+    """
+
+    low_ijk: tuple[float, float, float]
+    high_ijk: tuple[float, float, float]
+    spacing_mm: float
+
+
+def first_prompt(prompts: Prompts) -> Prompts:
+    """The prompt that decides the patch: the box, else the first click on the object, else the first click."""
+    if prompts.box is not None:
+        return Prompts((), prompts.box)
+    positive = [c for c in prompts.clicks if c.positive]
+    return Prompts((positive or list(prompts.clicks))[:1])
+
+
+def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None = None) -> PatchFrame:
+    """The patch for these prompts.
+
+    Around the box, else around the first click on the object; after a first look around what was seen there. It moves
+    only when it must: when another click on the object would lie outside, it is centred on all of them, and our own
+    models then see it coarser where they span more than the patch.
+    """
+    positive = prompts.clicks_ijk[prompts.labels == 1].astype(np.float64)
+    box = prompts.box
+    if box is not None:
+        span, margin = np.array([box.low_ijk, box.high_ijk], dtype=np.float64), BOX_MARGIN
+    else:
+        span, margin = (positive if len(positive) else prompts.clicks_ijk.astype(np.float64))[:1], CLICK_MARGIN
+    spacing = spec.spacing_mm
+    if look is not None:
+        frame = _centred(grid, span, np.array([look.low_ijk, look.high_ijk]), look.spacing_mm, spec)
+        if _inside(frame, np.concatenate([span, positive])):
+            return frame
+        spacing = max(spacing, look.spacing_mm)
+    elif box is None or spec.lattice != "click":
+        frame = _centred(grid, span, span, spacing, spec)
+        if _inside(frame, np.concatenate([span, positive])):
+            return frame
+    region = np.concatenate([span, positive])
+    if spec.lattice == "click":
+        extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
+        spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
+    return _centred(grid, span, region, spacing, spec)
+
+
+def look_again(frame: PatchFrame, logits: np.ndarray, spec: SamSpec) -> Look | None:
+    """Whether the object needs another patch than the one in which it was first seen.
+
+    Args:
+        frame: of the first look.
+        logits: (m, m, m) of the first prompt.
+
+    Returns:
+        None when the patch is right.
+    """
+    mask = logits > 0
+    if not mask.any():
+        return None
+    m = mask.shape[0]
+    cell = spec.patch_size / m
+    sides = [np.nonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[0] for axis in range(3)]
+    low = np.array([s[0] * cell for s in sides]) - 0.5
+    high = np.array([(s[-1] + 1) * cell for s in sides]) - 0.5
+    volume = frame.inside_axes()
+    leaves = False
+    for axis in range(3):
+        for end, face in ((0, 0), (m - 1, spec.patch_size - 1)):
+            reaches = volume[axis].start < volume[axis].stop and volume[axis].start <= face < volume[axis].stop
+            leaves |= reaches and int(mask.take(end, axis=axis).sum()) >= TOUCHING
+    longest = float((high - low).max())
+    if leaves:
+        spacing = frame.spacing_mm * LARGE
+    elif longest < SMALL * spec.patch_size:
+        finest = spec.spacing_mm / MAX_REFINING
+        spacing = max(finest, frame.spacing_mm * longest / (WANTED * spec.patch_size))
+    else:
+        return None
+    spacing = float(min(spacing, MAX_COARSENING * spec.spacing_mm))
+    if abs(spacing / frame.spacing_mm - 1) < 0.1:
+        return None
+    corners = frame.to_source(np.array([low, high]))
+    return Look(tuple(corners.min(axis=0)), tuple(corners.max(axis=0)), spacing)
+
+
+def _centred(grid: Grid, span: np.ndarray, region: np.ndarray, spacing: float, spec: SamSpec) -> PatchFrame:
+    """A patch with a node on a corner of `span` and the middle of `region` at its centre, to the nearest node."""
+    if spec.lattice != "click":
+        return PatchFrame.around(grid, region.mean(axis=0), spec.patch_size, spacing, spec.lattice)
+    axes, signs = grid.canonical_axes()
+    anchor = span.min(axis=0)
+    for axis, sign in zip(axes, signs):
+        if sign < 0:
+            anchor[axis] = span[:, axis].max()
+    frame = PatchFrame.around(grid, anchor, spec.patch_size, spacing, spec.lattice)
+    nodes = frame.to_patch(region)
+    middle = (nodes.min(axis=0) + nodes.max(axis=0)) / 2
+    shift = np.floor(middle - spec.patch_size // 2 + 0.5 + 1e-6).astype(int)
+    return replace(frame, anchor_node=tuple(int(n - s) for n, s in zip(frame.anchor_node, shift)))
+
+
+def _inside(frame: PatchFrame, points_ijk: np.ndarray) -> bool:
+    nodes = frame.to_patch(points_ijk)
+    return bool(((nodes >= -0.5) & (nodes <= frame.size - 0.5)).all())
