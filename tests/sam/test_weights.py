@@ -96,6 +96,8 @@ def test_rows_in_a_folder_replace_the_published_ones(model_dir):
         ({"files": ["a.pth", "b.pth"]}, "list one or two files"),
         ({"sha256": ["abc"]}, "64 hex digits"),
         ({"spec": "nothing"}, "names the spec"),
+        ({"model": "sam_med3d"}, "its model must be fastsam3d"),
+        ({"url": 3}, "url"),
         ({"colour": "red"}, "knows"),
     ],
 )

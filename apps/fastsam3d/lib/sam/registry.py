@@ -226,6 +226,10 @@ def _row(raw: Any, path: Path) -> WeightEntry:
         plain_name(file, f"a file of {entry.name} in {path}")
     if entry.spec not in SPECS:
         raise WeightsError(f"{entry.name} in {path} names the spec {entry.spec!r}; known are {', '.join(SPECS)}")
+    if entry.model != model_of(entry.spec):
+        raise WeightsError(f"{entry.name} in {path} is of {entry.spec}, so its model must be {model_of(entry.spec)}")
+    if entry.url is not None and not isinstance(entry.url, str):
+        raise WeightsError(f"the url of {entry.name} in {path} must be a text or null")
     if not all(isinstance(text, str) and (text == UNPINNED or _HEX.fullmatch(text)) for text in entry.sha256):
         raise WeightsError(f'each sha256 of {entry.name} in {path} must be 64 hex digits or "{UNPINNED}"')
     return entry
