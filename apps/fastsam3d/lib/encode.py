@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 
-from .sam.geometry import Grid
+from .sam.headers import nifti_header, nrrd_header
 
 if TYPE_CHECKING:
     from .sam.segmenter import Segmentation
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
-_NRRD_TYPES = {"float32": "float", "float64": "double"}
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 _LAST_EMPTY_BLOCK = b"\x03\x00"
 _ZERO_CHUNK = 1 << 20
@@ -65,44 +63,9 @@ def write_answer(
     return path
 
 
-def nrrd_header(grid: Grid, dtype: np.dtype) -> bytes:
-    """Returns the text of an attached NRRD header for a gzip-encoded volume in (I, J, K) order, LPS space in mm."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
-    lines = [
-        "NRRD0004",
-        f"type: {_NRRD_TYPES.get(dtype.name, dtype.name)}",
-        "dimension: 3",
-        "space: left-posterior-superior",
-        "sizes: " + " ".join(str(n) for n in grid.shape),
-        "space directions: " + " ".join(_nrrd_vector(lps[:3, axis]) for axis in range(3)),
-        "kinds: domain domain domain",
-        "endian: little",
-        "encoding: gzip",
-        "space origin: " + _nrrd_vector(lps[:3, 3]),
-    ]
-    return ("\n".join(lines) + "\n\n").encode("ascii")
-
-
-def nifti_header(grid: Grid, dtype: np.dtype) -> bytes:
-    """Returns the 352 bytes before the voxels of a single-file NIfTI-1 on the grid (sform and qform, mm)."""
-    header = nib.Nifti1Header(endianness="<")
-    header.set_data_shape(grid.shape)
-    header.set_data_dtype(dtype)
-    header.set_sform(grid.affine, code="scanner")
-    header.set_qform(grid.affine, code="scanner", strip_shears=True)
-    header.set_xyzt_units("mm")
-    header["vox_offset"] = 352
-    header["magic"] = b"n+1"
-    return header.binaryblock + bytes(4)
-
-
-def _nrrd_vector(vector: np.ndarray) -> str:
-    return "(" + ",".join(repr(float(value) + 0.0) for value in vector) + ")"
-
-
 def _parts(segmentation: Segmentation, extension: str, dtype: np.dtype) -> Iterator[bytes]:
     if extension == ".nrrd":
-        yield nrrd_header(segmentation.grid, dtype)
+        yield nrrd_header(segmentation.grid, dtype, "gzip")
         yield from _gzip_member(b"", segmentation, dtype)
     elif extension == ".nii.gz":
         yield from _gzip_member(nifti_header(segmentation.grid, dtype), segmentation, dtype)

@@ -5,14 +5,13 @@ import os
 import secrets
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from .grid import Grid
+from .headers import nifti_header, nrrd_header
 
 _LEVEL = 1
 """Masks compress to almost nothing at any level; the first is several times faster than the default."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray, grid: Grid, compress: bool = True) -> None:
@@ -37,41 +36,12 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, grid: Grid, compress: 
     voxels = np.asfortranarray(mask).view(np.uint8).ravel(order="F").data  # i runs fastest in both formats
     name = path.name.lower()
     if name.endswith(".nrrd"):
-        header = _nrrd_header(grid, "gzip" if compress else "raw")
+        header = nrrd_header(grid, np.uint8, "gzip" if compress else "raw")
         _write_whole(path, header, b"", voxels, compress)
     elif name.endswith((".nii", ".nii.gz")):
-        _write_whole(path, b"", _nifti_header(grid), voxels, name.endswith(".gz"))
+        _write_whole(path, b"", nifti_header(grid, np.uint8), voxels, name.endswith(".gz"))
     else:
         raise ValueError(f"a mask's file must end in .nii.gz, .nii or .nrrd, got {path.name}")
-
-
-def _nrrd_header(grid: Grid, encoding: str) -> bytes:
-    affine = _LPS_TO_RAS @ grid.affine[:3]  # the map is its own inverse
-    vectors = ["(" + ",".join(repr(float(v)) for v in column) + ")" for column in affine.T]
-    lines = [
-        "NRRD0004",
-        "type: uint8",
-        "dimension: 3",
-        "space: left-posterior-superior",
-        "sizes: " + " ".join(str(n) for n in grid.shape),
-        "space directions: " + " ".join(vectors[:3]),
-        "kinds: domain domain domain",
-        f"encoding: {encoding}",
-        "space origin: " + vectors[3],
-    ]
-    return ("\n".join(lines) + "\n\n").encode("ascii")
-
-
-def _nifti_header(grid: Grid) -> bytes:
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.uint8)
-    header.set_data_shape(grid.shape)
-    header.set_xyzt_units("mm")
-    header.set_qform(grid.affine, code="scanner")  # sets the voxel sizes; loses a shear, the sform keeps it
-    header.set_sform(grid.affine, code="scanner")
-    header["vox_offset"] = 352
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    return header.binaryblock + bytes(4)
 
 
 def _write_whole(path: Path, plain: bytes, header: bytes, voxels: memoryview, compress: bool) -> None:
