@@ -12,6 +12,8 @@ import logging
 import os
 from pathlib import Path
 
+from ..cli import emit
+
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
@@ -43,5 +45,5 @@ def main(args: argparse.Namespace) -> int:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = Pretraining(config, args.out, args.scans, args.split, device).run()
-    print(json.dumps(result))
+    emit(json.dumps(result))
     return 0
