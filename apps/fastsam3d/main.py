@@ -20,6 +20,7 @@ from lib.activelearning.strategies import First, Random
 from lib.conf import DEFAULT_MODEL, AppConf
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import resolve_image
+from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks
 from lib.sam.session import SessionStore
 from lib.sam.weights import WeightsError
 from lib.server import apply_settings, forget_dicomweb_lists
@@ -100,6 +101,7 @@ class FastSAM3DApp(MONAILabelApp):
             WeightsError: the default model, or one that the user named, has no weights that can be loaded.
         """
         install_handlers()
+        install_checks()
         for name, task in self._infers.items():
             try:
                 task.preload() if self.app_conf.preload else task.resolve()
@@ -136,7 +138,7 @@ class FastSAM3DApp(MONAILabelApp):
             `file` and `label` (the answer's path, or the label's id if `save_label` is set), `tag` and `params`.
 
         Raises:
-            HTTPException: 404 for an unknown model or image, 422 for prompts or an image that cannot be used.
+            HTTPException: 404 for an unknown model or image, 422 for prompts, an image or an answer that cannot be.
         """
         model = request.get("model")
         task = self._infers.get(model) if isinstance(model, str) else None
@@ -145,14 +147,17 @@ class FastSAM3DApp(MONAILabelApp):
                 404, f"There is no model {str(model)[:80]!r}; this server has {', '.join(self._infers)}."
             )
         datastore = datastore or self.datastore()
+        check_dicom_seg(request, datastore)
         image_id, path = resolve_image(request, datastore, self.sessions())
         try:
             file, params = task({**request, "image": path, "image_id": image_id})
         except EXPECTED as error:
-            raise as_http(error) from error
+            logger.info("%s on %s (%s): %s", model, image_id, path, error)
+            raise as_http(error, os.path.dirname(path), self.app_dir) from error
         finally:
             self._last_click = time.monotonic()
         self._sweep_answers(file)
+        check_dicom_seg_mask(params["voxels"])
         label = file
         if file and request.get("save_label") is True and image_id in datastore.list_images():
             label = datastore.save_label(image_id, file, _checked_tag(request), {"model": model, "params": params})

@@ -61,6 +61,16 @@ def test_broken_json(server):
     refused(server.infer("case1", '{"foreground": [[1, 2'), 400, "params must be a JSON object")
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '[["image", "case2"]]', '"text"', "5", "null", "[" * 100_000])
+def test_json_that_is_no_object(server, text):
+    refused(server.infer("case1", text), 400, "params must be a JSON object")
+
+
+def test_no_params_at_all_are_no_prompts(server):
+    answer = requests.post(f"{server.url}/infer/fastsam3d", params={"image": "case1"}, timeout=60)
+    refused(answer, 422, "at least one foreground click or a box")
+
+
 @pytest.mark.parametrize("image", ["nothing", "case1.nii.gz", "../studies/case1", "..%2fcase1", "case1/../case1"])
 def test_an_unknown_image(server, image):
     refused(server.infer(image, GOOD), 404, "There is no image")
@@ -105,8 +115,11 @@ def test_an_unknown_session_is_a_404(server, session):
         ("huge_header", []),
     ],
 )
-def test_an_unusable_image(server, image, words):
-    refused(server.infer(image, {"foreground": [[1, 2, 3]]}), 422, *words)
+def test_an_unusable_image(server, studies, image, words):
+    answer = server.infer(image, {"foreground": [[1, 2, 3]]})
+    refused(answer, 422, image, *words)
+    assert str(studies) not in answer.text
+    assert str(studies / image) in server.log.read_text()
 
 
 def test_a_constant_image_is_answered_or_refused_in_words(server):
@@ -118,6 +131,13 @@ def test_a_constant_image_is_answered_or_refused_in_words(server):
 def test_an_unknown_model(server):
     refused(server.infer("case1", GOOD, model="unet"), 404, "no model 'unet'", "fastsam3d")
     refused(server.infer("case1", {**GOOD, "model": ["x"]}), 404, "no model")
+
+
+@pytest.mark.parametrize("label_info", [[{"name": "x"}], None, [], "liver", ["liver"]])
+def test_a_dicom_segmentation_of_files_is_refused_before_the_inference(server, label_info):
+    request = {**GOOD, "label_info": label_info}
+    refused(server.infer("case1", request, output="dicom_seg"), 422, "non-DICOM datastore")
+    assert server.infer("case1", request, output="image").status_code == 200
 
 
 def test_a_refused_request_leaves_no_file(server):

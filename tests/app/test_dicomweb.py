@@ -92,6 +92,26 @@ def test_a_dicom_segmentation_as_the_answer(server, series):
     assert answer.content[128:132] == b"DICM"
 
 
+@pytest.mark.parametrize("label_info", [None, [], {"name": "ball"}, "ball", ["ball"]])
+def test_a_dicom_segmentation_needs_names(server, series, label_info):
+    request = {"foreground": [CLICK], "label_info": label_info, "result_extension": ".nii.gz"}
+    answer = server.infer(series[0], request, output="dicom_seg")
+    assert answer.status_code == 422
+    assert "needs label_info" in answer.json()["detail"]
+
+
+def test_an_empty_mask_is_no_dicom_segmentation(server, series):
+    corner = [0, 0, 0]
+    for count in (4, 16, 64):  # what is denied often enough is nothing
+        request = {"foreground": [corner], "background": [corner] * count, "result_extension": ".nii.gz"}
+        if server.infer(series[0], request, output="json").json()["voxels"] == 0:
+            break
+    request["label_info"] = [{"name": "ball"}]
+    answer = server.infer(series[0], request, output="dicom_seg")
+    assert answer.status_code == 422
+    assert "mask is empty" in answer.json()["detail"]
+
+
 def test_a_saved_label_reaches_the_pacs_and_is_counted_at_once(client, pacs, series):
     assert client.info()["datastore"]["completed"] == 0
     mask, _ = client.infer("fastsam3d", series[0], {"foreground": [CLICK], "label": "ball"})

@@ -166,11 +166,6 @@ def test_no_file_when_none_is_wanted(server):
     assert answer.json()["voxels"] > 0
 
 
-def test_dicom_seg_of_a_folder_of_files_is_refused_by_monai_label(server):
-    answer = server.infer("case1", {"foreground": [CLICK], "label_info": [{"name": "x"}]}, output="dicom_seg")
-    assert "non-DICOM datastore" in answer.json()["detail"]
-
-
 def test_no_answer_file_is_left_behind(server):
     def answers():
         return set(server.temporary.glob("fastsam3d-*"))

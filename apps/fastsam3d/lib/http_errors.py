@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 
 import torch
@@ -35,14 +36,21 @@ _STATUS = (
 EXPECTED = tuple(error for error, _ in _STATUS)
 
 
-def as_http(error: Exception) -> HTTPException:
-    """Turns one of the `EXPECTED` errors into the answer a client gets; others are a server's fault and pass as 500."""
+def as_http(error: Exception, *folders: str) -> HTTPException:
+    """Turns one of the `EXPECTED` errors into the answer a client gets; others are a server's fault and pass as 500.
+
+    Args:
+        error: what happened.
+        folders: of this server, cut from the message: where its files lie is not for clients to know.
+    """
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     text = str(getattr(error, "msg", "") or error)
     if isinstance(error, json.JSONDecodeError):
         text = f"params must be a JSON object: {error}"
     elif isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         text = f"There is not enough memory for this request; close other images or lower --conf cache_gb ({text})."
+    for folder in sorted({f for given in folders for f in (given, os.path.realpath(given))}, key=len, reverse=True):
+        text = text.replace(folder.rstrip(os.sep) + os.sep, "")
     return HTTPException(status_code=status, detail=text)
 
 

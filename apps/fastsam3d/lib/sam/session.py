@@ -50,8 +50,14 @@ def content_identity(path: str | os.PathLike) -> Identity:
         if real.endswith(_HEADER_WITH_DATA_BESIDE):
             return (real, _digest(sorted(Path(real).parent.glob(Path(real).stem + ".*"))))
     except (OSError, ValueError) as error:
-        raise VolumeError(f"An image must be a readable file or folder; {os.fspath(path)!r} is not: {error}") from error
+        reason = getattr(error, "strerror", None) or "it has no usable name"
+        raise VolumeError(f"An image must be a readable file or folder; {_name(path)} is not: {reason}") from error
     return (real, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def _name(path: str | os.PathLike) -> str:
+    """The last part of a path, for messages that reach clients."""
+    return repr(os.path.basename(os.path.normpath(os.fspath(path))))
 
 
 def _digest(files: list[Path]) -> str:
@@ -196,9 +202,7 @@ class SessionStore:
                         return
             finally:
                 self._leave(session)
-        raise VolumeError(
-            f"The image {os.fspath(path)!r} changed each time it was read; try again when it is complete."
-        )
+        raise VolumeError(f"The image {_name(path)} changed each time it was read; try again when it is complete.")
 
     def _load(self, session: ImageSession, path: str | os.PathLike) -> bool:
         """Reads the volume if it is not there; False if the file changed meanwhile."""

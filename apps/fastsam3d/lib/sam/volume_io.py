@@ -77,7 +77,7 @@ def read_volume(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
         if path.is_dir():
             return _finish(path, *_read_dicom(path, max_bytes))
         if not path.is_file():
-            raise VolumeError(f"no such image: {path}")
+            raise VolumeError(f"no such image: {path.name}")
         if name.endswith(_NIFTI):
             return _finish(path, *_read_nifti(path, max_bytes))
         if name.endswith(_NRRD + _META):

@@ -1,0 +1,102 @@
+"""What MONAI Label's inference route takes for granted, checked before it runs.
+
+The route updates its request with whatever JSON `params` holds, and turns the answer into a DICOM SEG without asking
+whether that can be done; either ends in a bare 500. The same endpoint is put in front of its own route with a
+dependency that looks first. Nothing else about the route changes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from fastapi import Depends, Form, HTTPException
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.interfaces.datastore import Datastore
+
+_SHOWN = 60
+_wants_dicom_seg: ContextVar[bool] = ContextVar("wants_dicom_seg", default=False)
+
+
+def install_checks() -> None:
+    """Puts the checks in front of POST /infer/{model}; does nothing where MONAI Label's server was not started."""
+    server = sys.modules.get("monailabel.app")
+    if server is None:
+        return
+    from monailabel.endpoints.infer import api_run_inference
+
+    server.app.add_api_route(
+        f"{settings.MONAI_LABEL_API_STR}/infer/{{model}}",
+        api_run_inference,
+        methods=["POST"],
+        dependencies=[Depends(_look_first)],
+        include_in_schema=False,  # the route behind it describes both
+    )
+    routes = server.app.router.routes
+    routes.insert(0, routes.pop())  # the first route that matches answers
+
+
+async def _look_first(params: str = Form("{}"), output: str | None = None) -> None:
+    """A coroutine, so that it runs in the request's own task and the endpoint sees what it noted."""
+    parse_params(params)
+    _wants_dicom_seg.set(output == "dicom_seg")
+
+
+def parse_params(text: str) -> dict[str, Any]:
+    """Reads the form field `params`; empty text is an empty object, as for MONAI Label.
+
+    Raises:
+        HTTPException: 400 if it is not JSON, or not an object.
+    """
+    try:
+        params = json.loads(text) if text else {}
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise HTTPException(400, f"params must be a JSON object: {error}") from error
+    if not isinstance(params, dict):
+        raise HTTPException(400, f"params must be a JSON object such as {{}}, got {_show(text)}.")
+    return params
+
+
+def check_dicom_seg(request: Mapping[str, Any], datastore: Datastore) -> None:
+    """Before an inference: whether its answer can become a DICOM SEG, if the client asks for one.
+
+    Raises:
+        HTTPException: 422 if not.
+    """
+    if not _wants_dicom_seg.get():
+        return
+    if not isinstance(datastore, DICOMWebDatastore):
+        raise HTTPException(422, "output=dicom_seg is not for a non-DICOM datastore; ask for output=image.")
+    if request.get("result_write_to_file") is False:
+        raise HTTPException(422, "output=dicom_seg needs an answer file, so result_write_to_file must not be false.")
+    segments = request.get("label_info")
+    if not isinstance(segments, list) or not segments or not all(isinstance(s, dict) for s in segments):
+        raise HTTPException(
+            422, f'output=dicom_seg needs label_info such as [{{"name": "liver"}}] in params, got {_show(segments)}.'
+        )
+
+
+def check_dicom_seg_mask(voxels: int) -> None:
+    """After an inference: an empty mask cannot become a DICOM SEG.
+
+    Args:
+        voxels: how many voxels the mask holds.
+
+    Raises:
+        HTTPException: 422 if it holds none and the client asks for a DICOM SEG.
+    """
+    if _wants_dicom_seg.get() and voxels == 0:
+        raise HTTPException(
+            422,
+            "The mask is empty and a DICOM SEG needs at least one voxel; "
+            "click in the middle of the structure, or ask for output=image.",
+        )
+
+
+def _show(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
