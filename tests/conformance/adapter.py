@@ -26,6 +26,8 @@ from lib.sam.networks.prompt3d import PromptEncoder3D  # noqa: E402
 from lib.sam.networks.vit3d import ImageEncoder3D  # noqa: E402
 from lib.sam.zoo import get_spec  # noqa: E402
 
+from tests.conformance import adapter2d  # noqa: E402
+
 STUDENT, STUDENT_12 = get_spec("fastsam3d_published_h6"), get_spec("fastsam3d_published_h12")
 STRIDED = get_spec("fastsam3d_published_h6_strided")
 STRIDED_FP16 = replace(STRIDED, encoder=replace(STRIDED.encoder, attention="strided_fp16"))
@@ -65,7 +67,7 @@ def run(case, spec, weights, inputs):
             return _pipeline(case, weights, inputs)
         if case in handlers:
             return handlers[case](spec, weights, inputs)
-    return None
+    return adapter2d.run(case, spec, weights, inputs)
 
 
 def _load(module: nn.Module, state: dict) -> nn.Module:

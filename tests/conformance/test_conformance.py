@@ -1,4 +1,4 @@
-"""Every published 3D case at its own tolerance, where the conformance set is present."""
+"""Every published case at its own tolerance, where the conformance set is present."""
 
 import importlib.util
 import json
@@ -10,7 +10,6 @@ from tests.conformance import adapter
 from tests.conftest import find_shared
 
 INFORMATIONAL = {"mask_decoder3d_flash_bug"}  # a variant that is not to be copied
-PREFIXES_2D = ("litemedsam", "repvit", "preprocess2d", "next_slice_box2d", "prompt_encoder2d", "mask_decoder2d")
 
 
 def _conformance_dir():
@@ -60,9 +59,7 @@ def test_case(case, verify, reference):
     spec = cases[case]
     inputs = {key: verify.recipe.make_input(value, spec["input_seed"]) for key, value in spec["inputs"].items()}
     got = adapter.run(case, spec, verify.weight_loader(str(FOLDER), spec), inputs)
-    if got is None and case.startswith(PREFIXES_2D):
-        pytest.skip("two-dimensional model: not part of the app yet")
-    assert got is not None, "the adapter must handle every 3D case"
+    assert got is not None, "the adapter must handle every case"
     rows = verify.compare(case, spec, arrays, got, spec.get("tol", 5e-5))
     assert [row for row in rows if not row[4]] == []
     facts = got.get("__facts__", {})

@@ -1,14 +1,18 @@
-"""The one builder of the 3D networks."""
+"""The builders: one for the 3D networks, one for the 2D networks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .networks.decoder3d import MaskDecoder3D
 from .networks.prompt3d import PromptEncoder3D
+from .networks.repvit import RepVitEncoder
+from .networks.sam2d import MaskDecoder2D, PromptEncoder2D
+from .networks.tinyvit import TinyVitEncoder
 from .networks.vit3d import ImageEncoder3D
-from .spec import SamSpec
+from .spec import Sam2dSpec, SamSpec, TinyVitSpec
 
 
 class Sam3D(nn.Module):
@@ -59,3 +63,51 @@ def build_sam(spec: SamSpec) -> Sam3D:
         model = Sam3D(spec)
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
     return model
+
+
+class Sam2D(nn.Module):
+    """The same for images; state-dict keys of the published LiteMedSAM and RepViT-SAM files."""
+
+    def __init__(self, spec: Sam2dSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        tiny = isinstance(spec.encoder, TinyVitSpec)
+        self.image_encoder = TinyVitEncoder(spec.encoder) if tiny else RepVitEncoder(spec.encoder)
+        self.prompt_encoder = PromptEncoder2D(spec)
+        self.mask_decoder = MaskDecoder2D(spec)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] -> embeddings (B, out, g, g), one a slice."""
+        embedding = self.image_encoder(images)
+        if self.spec.upsampling == 1:
+            return embedding
+        return F.interpolate(embedding, scale_factor=self.spec.upsampling, mode="bilinear", align_corners=False)
+
+    def decode(
+        self,
+        embedding: Tensor,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        mask: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """One round of prompts.
+
+        Args:
+            embedding: (1, out, g, g) of one image that all B prompts share, or (B, out, g, g).
+            points: (coordinates (B, N, 2) x, y in model pixels, labels (B, N)) or None.
+            boxes: (B, 4) x0, y0, x1, y1 in model pixels, or None.
+            mask: (B, 1, 4g, 4g) logits of the round before, or None.
+            multimask: masks 1.. instead of mask 0.
+
+        Returns:
+            logits (B, 1, 4g, 4g), predicted IoU (B, 1); three of each with `multimask`.
+        """
+        sparse, dense = self.prompt_encoder(points, boxes, mask)
+        return self.mask_decoder(embedding, self.prompt_encoder.dense_position(), sparse, dense, multimask)
+
+
+def build_sam2d(spec: Sam2dSpec) -> Sam2D:
+    """Networks of that spec with fresh (random) weights, on the CPU, in training mode."""
+    with torch.device("cpu"):
+        return Sam2D(spec)

@@ -24,6 +24,68 @@ class ChannelNorm(nn.Module):
         return y.movedim(-1, 1)
 
 
+class ConvNorm(nn.Module):
+    """2D convolution without bias, padded to keep the size, and batch norm (epsilon 1e-5); keys `c` and `bn`.
+
+    Args:
+        zero: the norm starts at zero, so that a residual branch that ends here starts as the identity.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, zero: bool = False
+    ) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        nn.init.constant_(self.bn.weight, 0.0 if zero else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.c(x))
+
+    def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
+        """The one convolution that this is at inference, float64."""
+        return fold_norm(self.bn, self.c.weight.double(), self.bn.running_mean.new_zeros(()).double())
+
+    def fused(self) -> nn.Conv2d:
+        """The same as one convolution with bias, for inference."""
+        return conv_like(self.c, *self.kernel_and_bias())
+
+
+def fold_norm(norm: nn.BatchNorm2d, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernel and bias (float64) of a convolution followed by a batch norm with its running statistics."""
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return kernel * scale[:, None, None, None], norm.bias.double() + (bias - norm.running_mean.double()) * scale
+
+
+def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution of that geometry, dtype and device with these weights."""
+    weight = conv.weight
+    new = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    with torch.no_grad():
+        new.weight.copy_(kernel)
+        new.bias.copy_(bias)
+    return new
+
+
+def neck2d(inputs: int, outputs: int) -> nn.Sequential:
+    """The two convolutions with channel norms that end SAM's image encoders; (B, C, H, W) -> (B, outputs, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        ChannelNorm(outputs),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        ChannelNorm(outputs),
+    )
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between; keys `lin1`, `lin2` as in SAM."""
 

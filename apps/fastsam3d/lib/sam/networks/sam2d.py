@@ -1,0 +1,152 @@
+"""Prompt encoder and mask decoder for images: points, boxes and a low-resolution mask -> mask logits, predicted IoU.
+
+Frames: points and boxes are (x, y) in pixels of the model's image, x along columns; a pixel's centre lies at +0.5.
+Source of the ideas: SAM (Kirillov et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..spec import Sam2dSpec
+from .layers import ChannelNorm, Perceptron
+from .transformer import TwoWayTransformer
+
+PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
+
+
+class PositionEncoding2D(nn.Module):
+    """Random Fourier features of two coordinates: channels sin, cos."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+
+    def encode(self, coords: Tensor) -> Tensor:
+        """(..., 2) x, y in [0, 1] -> (..., 2 * features)."""
+        angle = (2 * coords - 1) @ self.positional_encoding_gaussian_matrix * (2 * math.pi)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    def grid(self, edge: int) -> Tensor:
+        """(1, C, edge, edge)."""
+        matrix = self.positional_encoding_gaussian_matrix
+        axis = (torch.arange(edge, device=matrix.device, dtype=matrix.dtype) + 0.5) / edge
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        return self.encode(torch.stack([x, y], dim=-1)).movedim(-1, 0)[None]
+
+
+class PromptEncoder2D(nn.Module):
+    """See the module. State-dict keys are the published ones."""
+
+    def __init__(self, spec: Sam2dSpec) -> None:
+        super().__init__()
+        width = spec.decoder.width
+        self.image_size, self.edge = spec.image_size, spec.grid
+        self.pe_layer = PositionEncoding2D(width // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, width)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, 2, stride=2),
+            ChannelNorm(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, 2, stride=2),
+            ChannelNorm(16),
+            nn.GELU(),
+            nn.Conv2d(16, width, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, width)
+
+    def dense_position(self) -> Tensor:
+        """Position encoding of the embedding's cells, (1, width, g, g)."""
+        return self.pe_layer.grid(self.edge)
+
+    def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Points (B, N, 2) and labels (B, N) -> (B, N, width).
+
+        Labels: 1 positive, 0 negative, -1 padding, 2 / 3 low / high corner of a box.
+        """
+        out = self.pe_layer.encode((points + 0.5) / self.image_size)
+        out = torch.where((labels == PADDING)[..., None], self.not_a_point_embed.weight, out)
+        for value, embedding in enumerate(self.point_embeddings):
+            out = out + (labels == value)[..., None] * embedding.weight
+        return out
+
+    def forward(
+        self,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode prompts.
+
+        Args:
+            points: (coordinates (B, N, 2), labels (B, N) of 1, 0 or -1) or None. As published a padding point follows
+                them where there is no box.
+            boxes: (B, 4) x0, y0, x1, y1 (or with axes of length 1 between, as the baseline passes it), or None.
+            mask: (B, 1, 4g, 4g) logits, or None.
+
+        Returns:
+            sparse (B, N + 1 or N + 2, width); dense (B, width, g, g), or (1, width, g, g) without a mask prompt.
+        """
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        b = next((len(x) for x in (points and points[0], boxes, mask) if x is not None), 1)
+        coords, labels = matrix.new_empty(b, 0, 2), torch.empty(b, 0, dtype=torch.long, device=matrix.device)
+        if points is not None:
+            coords, labels = points
+        if boxes is not None:
+            corners = labels.new_tensor([BOX_LOW, BOX_HIGH]).expand(b, 2)
+            coords, labels = torch.cat([coords, boxes.reshape(b, 2, 2)], dim=1), torch.cat([labels, corners], dim=1)
+        elif points is not None:
+            coords = torch.cat([coords, coords.new_zeros(b, 1, 2)], dim=1)
+            labels = torch.cat([labels, labels.new_full((b, 1), PADDING)], dim=1)
+        sparse = self.embed_points(coords, labels)
+        if mask is not None:
+            return sparse, self.mask_downscaling(mask)
+        return sparse, self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, self.edge, self.edge)
+
+
+class MaskDecoder2D(nn.Module):
+    """See the module. State-dict keys are the published ones."""
+
+    def __init__(self, spec: Sam2dSpec) -> None:
+        super().__init__()
+        d = spec.decoder
+        w, masks = d.width, d.extra_masks + 1
+        self.transformer = TwoWayTransformer(d.depth, w, d.heads, d.mlp_width)
+        self.iou_token = nn.Embedding(1, w)
+        self.mask_tokens = nn.Embedding(masks, w)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(w, w // 4, 2, stride=2),
+            ChannelNorm(w // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(w // 4, w // 8, 2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(w, w, w // 8, 3) for _ in range(masks))
+        self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
+
+    def forward(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks.
+
+        Args:
+            image: (1 or B, width, g, g) embedding. image_pe: (1, width, g, g).
+            sparse: (B, t, width). dense: (1 or B, width, g, g).
+            multimask: masks 1.. instead of mask 0.
+
+        Returns:
+            logits (B, masks, 4g, 4g) and predicted IoU (B, masks).
+        """
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        source = (image + dense).flatten(2).transpose(1, 2)  # batch 1 as long as all prompts share it
+        tokens, source = self.transformer(source, image_pe.flatten(2).transpose(1, 2), tokens)
+        x = self.output_upscaling(source.transpose(1, 2).unflatten(2, image.shape[-2:]))
+        first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
+        kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
+        masks = torch.einsum("bmc,bcyx->bmyx", torch.stack(kernels, dim=1), x)
+        return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]
