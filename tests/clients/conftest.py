@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.serving import Server, start, stop
+from tests.app.serving import Server, free_port, start, stop
 from tests.clients import demo, phantom
 
 CASES = 2
@@ -40,5 +40,5 @@ def ohif_demo(phantoms, tmp_path_factory) -> Iterator[demo.Demo]:
     lacking = demo.missing()
     if lacking:
         pytest.skip(lacking)
-    with demo.running(phantoms / "dicom", tmp_path_factory.mktemp("demo")) as running:
+    with demo.running(phantoms / "dicom", tmp_path_factory.mktemp("demo"), free_port()) as running:
         yield running

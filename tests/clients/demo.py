@@ -15,7 +15,7 @@ from pathlib import Path
 import requests
 
 from scripts import demo_ohif
-from tests.app.serving import environment, free_port
+from tests.app.serving import environment
 
 START_SECONDS = 240
 STOP_SECONDS = 40
@@ -52,14 +52,14 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def running(dicom: Path, folder: Path) -> Iterator[Demo]:
-    """Starts the demonstration on free ports with its files in a folder, and stops it at the end.
+def running(dicom: Path, folder: Path, port: int) -> Iterator[Demo]:
+    """Starts the demonstration, the server on a port that is free, with its files in a folder; stops it at the end.
 
     Raises:
         RuntimeError: it ended or did not get ready; with the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), folder / "demo.log"
+    log = folder / "demo.log"
     env = environment(folder / "home")
     Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(demo_ohif.ROOT / "scripts" / "demo_ohif.py"), "--dicom", str(dicom)]

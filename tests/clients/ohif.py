@@ -160,6 +160,16 @@ class Viewer:
         self._tab.get_by_text("Clear All Points").click()
         self.page.wait_for_timeout(300)
 
+    def hide_studies(self) -> None:
+        """Folds the list of studies away, which leaves more room to the panes."""
+        self.page.locator("[data-cy='side-panel-header-left']").first.click()
+        self.page.wait_for_timeout(1000)
+
+    def wait_until_messages_are_gone(self) -> None:
+        """Waits until OHIF shows no message over the panes any more."""
+        self.page.wait_for_function("() => !document.body.innerText.includes('MONAI Label - ')")
+        self.page.wait_for_timeout(1000)
+
     def run(self) -> Answer:
         """Presses Run and waits until the mask is painted, or the failure is shown."""
         page = self.page

@@ -38,11 +38,17 @@ LIVER = "liver"
 
 @dataclass(frozen=True)
 class Curve:
-    """Five simulated clicks on one organ, and the first click's mask: (I, J, K) bool."""
+    """Simulated clicks on one organ.
+
+    Attributes:
+        clicks: at most five; fewer if there was no error left.
+        dice: after each of the five.
+        masks: (I, J, K) bool after each of `clicks`.
+    """
 
     clicks: tuple[Click, ...]
     dice: tuple[float, ...]
-    first_mask: np.ndarray
+    masks: tuple[np.ndarray, ...]
 
 
 @pytest.fixture(scope="session")
@@ -72,15 +78,15 @@ def curve(slicer, cases):
 
 def _five_clicks(slicer: Slicer, case: phantom.Case, image: str, organ: str) -> Curve:
     target = case.organ(organ)
-    mask, clicks, scores, first = np.zeros_like(target), [], [], None
+    mask, clicks, scores, masks = np.zeros_like(target), [], [], []
     for _ in range(FIVE):
         click = next_click(mask, target, None, "centre", case.spacing_mm)
         if click is not None:
             clicks.append(click)
             mask = slicer.mask(image, organ, clicks, reset=len(clicks) == 1)
-        first = mask if first is None else first
+            masks.append(mask)
         scores.append(round(dice(mask, target), 3))
-    return Curve(tuple(clicks), tuple(scores), first)
+    return Curve(tuple(clicks), tuple(scores), tuple(masks))
 
 
 def first_click(case: phantom.Case, organ: str) -> Click:
@@ -150,13 +156,15 @@ class TestQuality:
     def test_a_background_click_removes_what_it_was_put_on(self, slicer, cases, curve, case, organ):
         found = curve(case, organ)
         spacing = cases[case].spacing_mm
-        surplus = largest_component(found.first_mask & ~cases[case].organ(organ))
-        volume_ml = surplus.sum() * np.prod(spacing) / 1000
-        if volume_ml < SMALLEST_FALSE_POSITIVE_ML:
-            pytest.skip(f"nothing to remove: the largest false-positive component has {volume_ml:.2f} ml")
+        surpluses = [largest_component(mask & ~cases[case].organ(organ)) for mask in found.masks]
+        volumes_ml = [surplus.sum() * np.prod(spacing) / 1000 for surplus in surpluses]
+        step = next((n for n, volume in enumerate(volumes_ml) if volume >= SMALLEST_FALSE_POSITIVE_ML), None)
+        if step is None:
+            pytest.skip(f"nothing to remove: no false-positive component of {SMALLEST_FALSE_POSITIVE_ML} ml")
+        surplus = surpluses[step]
         background = next_click(surplus, np.zeros_like(surplus), None, "centre", spacing)
-        mask = slicer.mask(case, organ, [found.clicks[0], background])
-        assert (mask & surplus).sum() <= KEPT_OF_FALSE_POSITIVE * surplus.sum()
+        corrected = slicer.mask(case, organ, [*found.clicks[: step + 1], background])
+        assert (corrected & surplus).sum() <= KEPT_OF_FALSE_POSITIVE * surplus.sum(), f"after {step + 1} clicks"
 
 
 @pytest.mark.parametrize("case", CASES)
