@@ -1,0 +1,122 @@
+"""A MONAI Label server in a process of its own, for as long as a benchmark needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import requests
+
+_START_SECONDS = 180.0
+_CLICK_SECONDS = 1800.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+class ServerError(RuntimeError):
+    """A server that did not start or did not answer; the message holds the end of its log."""
+
+
+class Server:
+    """One server; use it in a `with` block, which ends its process.
+
+    Args:
+        app: the app's folder.
+        studies: the folder of scans.
+        home: a folder of its own for logs, settings and temporary files.
+        conf: the `--conf` pairs.
+        threads: CPU threads for every library in it that asks the environment.
+        path: folders on which the process also finds modules.
+    """
+
+    def __init__(
+        self, app: Path, studies: Path, home: Path, conf: Mapping[str, str], threads: int, path: Sequence[Path] = ()
+    ) -> None:
+        (home / "tmp").mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = home / "server.log"
+        self._client = requests.Session()
+        words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+        words += ["--host", "127.0.0.1", "--port", str(port)]
+        for key, value in conf.items():
+            words += ["--conf", key, value]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MONAI_", "PYTHONPATH"))}
+        environment |= {"HOME": str(home), "TMPDIR": str(home / "tmp")}
+        environment |= {variable: str(threads) for variable in _THREAD_VARIABLES}
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                words, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=home, start_new_session=True
+            )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, how)
+                self._process.wait(10)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def wait(self) -> None:
+        """Returns when the server answers.
+
+        Raises:
+            ServerError: it ended, or took too long.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if self._client.get(f"{self.url}/info/", timeout=_START_SECONDS).ok:
+                    return
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        raise ServerError(f"The server did not start. The end of its log:\n{self._log_end()}")
+
+    def click(self, model: str, image: str, clicks: Sequence[tuple[Sequence[int], bool]]) -> tuple[float, bytes]:
+        """Asks as OHIF does, with all clicks so far, and waits for the last byte of the answer.
+
+        Returns:
+            Milliseconds of the round trip, and the answer: a NRRD file.
+
+        Raises:
+            ServerError: any answer but a mask.
+        """
+        params = {
+            "foreground": [list(ijk) for ijk, positive in clicks if positive],
+            "background": [list(ijk) for ijk, positive in clicks if not positive],
+            "result_extension": ".nrrd",
+            "result_dtype": "uint8",
+            "result_compress": False,
+            "restore_label_idx": False,
+        }
+        begin = time.perf_counter()
+        answer = self._client.post(
+            f"{self.url}/infer/{model}",
+            params={"image": image, "output": "image"},
+            files={"params": (None, json.dumps(params))},
+            timeout=_CLICK_SECONDS,
+        )
+        elapsed = 1000 * (time.perf_counter() - begin)
+        if not answer.ok:
+            raise ServerError(f"{model} answered {answer.status_code}: {answer.text[:500]}\n{self._log_end()}")
+        return elapsed, answer.content
+
+    def _log_end(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]

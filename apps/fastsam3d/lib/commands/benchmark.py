@@ -1,0 +1,87 @@
+"""`benchmark`: how long a click and its stages take, beside a reference on the same machine in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..cli import UserError, emit
+
+PARTS = ("encode", "decode", "click")
+_ROUNDS = {"encode": 20, "decode": 20, "click": 5}
+_SIZE = "512,512,300"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all of them)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--size", default=_SIZE, metavar="I,J,K", help="voxels of click's scans (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="runs of each side; for click, scans (default: 20; click 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each side (default: all cores)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--weights", help="for click: a weights file or a registry name (default: the model's own)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the parts one after another; prints a line a row.
+
+    Raises:
+        UserError, ValueError, OSError: with what to put right.
+    """
+    parts = args.parts or list(PARTS)
+    if not set(parts) <= set(PARTS):
+        raise UserError(f"the parts are {', '.join(PARTS)}, got {', '.join(parts)}")
+    shape = _shape(args.size)
+    threads = _positive("--threads", args.threads, os.cpu_count() or 1)
+    rounds = {part: _positive("--rounds", args.rounds, _ROUNDS[part]) for part in parts}
+    from ..sam.benchmark import measure_decode, measure_encode
+    from ..sam.device import choose_device
+
+    device = choose_device(args.device)
+    measures: dict[str, Callable[[], list]] = {
+        "encode": lambda: measure_encode(rounds["encode"], threads, device),
+        "decode": lambda: measure_decode(rounds["decode"], threads, device),
+        "click": lambda: _click(shape, rounds["click"], threads, device, args.weights),
+    }
+    rows: list[dict[str, Any]] = []
+    for part in dict.fromkeys(parts):
+        for row in measures[part]():
+            rows.append(row.as_dict())
+            emit(
+                f"{row.part:7s} ours {row.ours_ms:9.1f} ms  reference {row.reference_ms:9.1f} ms  {row.ratio:6.1f} times  "
+                f"({row.case}; {row.rounds} rounds, {row.threads} threads, {row.dtype}, {row.device})"
+            )
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _click(shape: tuple[int, int, int], rounds: int, threads: int, device: Any, chosen: str | None) -> list:
+    from ..benchmarks.click import measure_click
+    from ..benchmarks.servers import ServerError
+    from ..sam import weights
+
+    resolved = weights.resolve("fastsam3d", Path(__file__).resolve().parents[2] / "model", configured=chosen)
+    dtype = next(weights.load_sam(resolved, "cpu").parameters()).dtype
+    try:
+        return measure_click(shape, rounds, threads, device, dtype, chosen, say=emit)
+    except ServerError as error:
+        raise UserError(str(error)) from error
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) != 3 or not all(n.isdecimal() and int(n) >= 16 for n in numbers):
+        raise UserError(f"--size takes three whole numbers of at least 16 such as {_SIZE}, got {text!r}")
+    return tuple(int(n) for n in numbers)
+
+
+def _positive(option: str, value: int | None, default: int) -> int:
+    if value is not None and value < 1:
+        raise UserError(f"{option} takes a whole number of at least 1, got {value}")
+    return default if value is None else value
