@@ -12,6 +12,7 @@ import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from lib import encode
 from lib.encode import EXTENSIONS, _crc32_of_appended_zeros, write_answer
 from lib.sam.geometry import Grid
 
@@ -87,6 +88,14 @@ def test_pynrrd_reads_gzip_text_header(mask, tmp_path):
     lps = np.diag([-1, -1, 1]) @ mask.grid.affine[:3]
     np.testing.assert_array_equal(header["space directions"], lps[:, :3].T)
     np.testing.assert_array_equal(header["space origin"], lps[:, 3])
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_without_isal_the_voxels_are_the_same(mask, extension, tmp_path, monkeypatch):
+    fast = write_answer(mask, extension, folder=str(tmp_path))
+    monkeypatch.setattr(encode, "isal_zlib", None)
+    slow = write_answer(mask, extension, folder=str(tmp_path))
+    assert np.array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in (fast, slow)))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])

@@ -2,7 +2,8 @@
 
 Most of an answer is zeros. A deflate stream may be put together from pieces that do not refer to each other, so long
 runs of zeros are compressed once, kept and repeated, and their checksum follows from arithmetic instead of from
-reading them; only the rows that the mask touches are really compressed. Readers see one ordinary gzip member.
+reading them; only the rows that the mask touches are really compressed, with ISA-L (isal) where it is installed, which
+is several times as fast as zlib. Readers see one ordinary gzip member.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import numpy as np
 
 from .sam.headers import nifti_header, nrrd_header
 
+try:
+    from isal import isal_zlib
+except ImportError:  # the same answers, later
+    isal_zlib = None
+
 if TYPE_CHECKING:
     from .sam.segmenter import Segmentation
 
@@ -30,6 +36,8 @@ _ZERO_CHUNK = 1 << 20
 _LEVEL = 1
 _WINDOW_BITS = -15
 _MEMORY_LEVEL = 8
+
+_Buffer = bytes | memoryview
 
 
 def write_answer(
@@ -75,8 +83,11 @@ def _parts(segmentation: Segmentation, extension: str, dtype: np.dtype) -> Itera
             yield bytes(run) if isinstance(run, int) else run
 
 
-def _runs(segmentation: Segmentation, dtype: np.dtype) -> Iterator[int | bytes]:
-    """Yields the volume's bytes in file order (I fastest): a number is a run of that many zeros."""
+def _runs(segmentation: Segmentation, dtype: np.dtype) -> Iterator[int | memoryview]:
+    """Yields the volume's bytes in file order (I fastest): a number is a run of that many zeros.
+
+    A buffer is to be used before the next run is asked for.
+    """
     n_i, n_j, n_k = segmentation.grid.shape
     box = np.asarray(segmentation.mask_box)
     i0, j0, k0 = (int(c) for c in segmentation.corner_ijk)
@@ -92,7 +103,7 @@ def _runs(segmentation: Segmentation, dtype: np.dtype) -> Iterator[int | bytes]:
         if start > done:
             yield (start - done) * dtype.itemsize
         rows[:, i0 : i0 + size_i] = box[:, :, k].T
-        yield flat[i0 : i0 + length].tobytes()
+        yield flat[i0 : i0 + length].view(np.uint8).data
         done = start + length
     if total > done:
         yield (total - done) * dtype.itemsize
@@ -111,20 +122,28 @@ def _gzip_member(prefix: bytes, segmentation: Segmentation, dtype: np.dtype) -> 
             size += run
         else:
             yield _deflate(run)
-            checksum = zlib.crc32(run, checksum)
+            checksum = (isal_zlib or zlib).crc32(run, checksum)
             size += len(run)
     yield _LAST_EMPTY_BLOCK + checksum.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-def _deflate(data: bytes) -> bytes:
+def _deflate(data: _Buffer) -> bytes:
     """Compresses to deflate blocks that end on a byte, are not the last, and refer to nothing outside themselves."""
+    if isal_zlib is None:
+        return _deflate_small(data)
+    compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _WINDOW_BITS)
+    return compressor.compress(data) + compressor.flush(isal_zlib.Z_FULL_FLUSH)
+
+
+def _deflate_small(data: _Buffer) -> bytes:
+    """The same with zlib: slower, and smaller where one byte is repeated."""
     compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_RLE)
     return compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
 
 
 @lru_cache(maxsize=1024)
 def _deflated_zeros(count: int) -> bytes:
-    return _deflate(bytes(count))
+    return _deflate_small(bytes(count))
 
 
 # CRC-32 treats data as a polynomial over GF(2), so appending n zero bytes multiplies the register by x^(8n) modulo the
