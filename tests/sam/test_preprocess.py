@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from lib.sam import volume_io
 from lib.sam.geometry import Grid, PatchFrame
 from lib.sam.preprocess import (
     VolumeError,
@@ -233,6 +234,26 @@ def test_rubbish_is_a_volume_error(suffix, content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(VolumeError):
         read_volume(path)
+
+
+@pytest.mark.parametrize("with_isal", [True, False])
+def test_gzip_with_and_without_isal(with_isal, tmp_path, monkeypatch):
+    if not with_isal:
+        monkeypatch.setattr(volume_io, "igzip", None)
+    path = save_nifti(tmp_path / "a.nii.gz", voxels((40, 40, 20)))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, voxels((40, 40, 20)))
+    assert volume.array.flags.writeable
+
+
+@pytest.mark.skipif(volume_io.igzip is None, reason="isal is not installed; zlib's reader does not reach the checksum")
+def test_damage_inside_a_gzip_file(tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", voxels((40, 40, 20)))
+    whole = bytearray(path.read_bytes())
+    for position in range(30, len(whole) // 2, len(whole) // 9):
+        path.write_bytes(whole[:position] + b"\xff" * 9 + whole[position + 9 :])
+        with pytest.raises(VolumeError):
+            read_volume(path)
 
 
 @pytest.mark.parametrize("kind", [".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"])
