@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ..encode import write_answer
@@ -127,7 +128,7 @@ class InteractiveInfer(InferTask):
         return {
             "label_names": {answer.label: 1},
             "predicted_iou": round(iou, 4) if math.isfinite(iou) else None,
-            "voxels": int(segmentation.mask_box.sum()),
+            "voxels": int(np.count_nonzero(segmentation.mask_box)),
             "latencies": latencies,
             "model": self.model,
             "weights": {"name": segmentation.weights, "version": segmentation.version},

@@ -148,19 +148,20 @@ class Lattice:
             raise ValueError(f"the values must have the lattice's shape {self.shape}, got {values.shape}")
         _check_order(order)
         box = sampling.bounding_box(values > threshold)
-        ranges, coordinates = [slice(0, 0)] * 3, [None] * 3
+        ranges, coordinates, needed = [slice(0, 0)] * 3, [None] * 3, [slice(0, 0)] * 3
         for r, span in enumerate(box or ()):
             nodes = self._voxels_patch(r)
             lattice = sampling.inside_range(nodes, self.shape[r])
             reach = (nodes > span.start - 1) & (nodes < span.stop)
             reach[: lattice.start] = reach[lattice.stop :] = False
             ranges[self.axes[r]] = sampling.true_range(reach)
-            coordinates[self.axes[r]] = nodes[reach]
+            needed[r] = slice(max(0, span.start - 1), span.stop + 1)
+            coordinates[self.axes[r]] = nodes[reach] - needed[r].start
         mask = np.zeros([s.stop - s.start for s in ranges], dtype=np.uint8, order="F")
         corner = tuple(s.start for s in ranges)
         if mask.size == 0:
             return np.zeros((0, 0, 0), dtype=np.uint8), (0, 0, 0)
-        view = values.transpose(np.argsort(self.axes))  # in the scan's axis order
+        view = values[tuple(needed)].transpose(np.argsort(self.axes))  # in the scan's axis order
         if order == 0:
             mask[:] = sampling.nearest(view, coordinates) > threshold
             return mask, corner
