@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the run; an existing run is resumed")
     parser.add_argument("--scans", type=Path, help="folder of real scans named in the split (none: generated only)")
     parser.add_argument("--split", type=Path, default=RECIPES / "split.json", help="which scans may train")
+    parser.add_argument("--init", type=Path, help="checkpoint of another run whose averaged weights a new run begins with")
     parser.add_argument("--minutes", type=float, help="time budget instead of the recipe's")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
     parser.add_argument("--threads", type=int, help="CPU threads of the training process")
@@ -44,6 +45,9 @@ def main(args: argparse.Namespace) -> int:
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:  # started by torchrun
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    result = Pretraining(config, args.out, args.scans, args.split, device).run()
+    run = Pretraining(config, args.out, args.scans, args.split, device)
+    if args.init and not run.checkpoint.exists():
+        logging.info("began with %s; new parameters: %s", args.init, ", ".join(run.warm_start(args.init)) or "none")
+    result = run.run()
     emit(json.dumps(result))
     return 0

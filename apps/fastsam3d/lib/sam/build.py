@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .networks.appearance import pool_cells
 from .networks.decoder3d import MaskDecoder3D
 from .networks.prompt3d import PromptEncoder3D
 from .networks.repvit import RepVitEncoder
@@ -28,10 +29,16 @@ class Sam3D(nn.Module):
     def encode(self, patch: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised patch (B, channels, S, S, S) -> embedding (B, out, g, g, g), skip features.
 
+        The skip features are those of the stem (strides 8 and 4) and, for `appearance`, the mean intensities of the
+        mask grid's cells.
+
         Args:
             window: (B, 3) token offsets of cubes smaller than the spec's (training only), or None.
         """
-        return self.image_encoder.forward_features(patch, window)
+        embedding, skips = self.image_encoder.forward_features(patch, window)
+        if self.spec.decoder.appearance:
+            skips = (*skips, pool_cells(patch, self.spec.patch_size // self.spec.mask_size))
+        return embedding, skips
 
     def decode(
         self,
@@ -52,7 +59,8 @@ class Sam3D(nn.Module):
             logits (B, 1, m, m, m), predicted IoU (B, 1).
         """
         image, skips = embedding
-        sparse, dense, maps = self.prompt_encoder(points, mask, window)
+        cues = (skips[2], skips[1], skips[0], image) if self.spec.decoder.appearance else None
+        sparse, dense, maps = self.prompt_encoder(points, mask, window, cues)
         pe = self.prompt_encoder.dense_position(window, image.shape[-1])
         return self.mask_decoder(image, pe, sparse, dense, skips=skips, maps=maps)
 

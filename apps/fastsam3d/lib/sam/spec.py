@@ -64,6 +64,7 @@ class DecoderSpec:
         boxes: the prompt encoder has box corner embeddings (the published files have none).
         dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
         refine: convolutions on the upscaled features, fed with the stem's features and the dense prompt maps.
+        appearance: tokens know what was clicked, and maps say where else it looks like that (networks/appearance.py).
     """
 
     width: int = 384
@@ -76,6 +77,7 @@ class DecoderSpec:
     boxes: bool = False
     dense_clicks: bool = False
     refine: bool = False
+    appearance: bool = False
 
 
 @dataclass(frozen=True)

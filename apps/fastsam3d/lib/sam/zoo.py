@@ -27,6 +27,7 @@ _COMPACT_DECODER = DecoderSpec(
     boxes=True,
     dense_clicks=True,
     refine=True,
+    appearance=True,
 )
 
 _ROWS = (

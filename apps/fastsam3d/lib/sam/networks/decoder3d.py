@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
+from .appearance import zero_
 from .layers import ChannelNorm, Perceptron
 from .transformer import TwoWayTransformer
 
@@ -19,8 +20,12 @@ from .transformer import TwoWayTransformer
 class Refine(nn.Module):
     """What the compact decoder adds between the upscaling steps: stem features, prompt maps, local convolutions."""
 
-    def __init__(self, coarse: int, fine: int, stem_coarse: int, stem_fine: int, maps: int) -> None:
+    def __init__(self, coarse: int, fine: int, stem_coarse: int, stem_fine: int, maps: int, alike: int) -> None:
         super().__init__()
+        self.maps = maps
+        if alike:
+            self.coarse_alike = zero_(nn.Conv3d(alike, coarse, 1))
+            self.fine_alike = zero_(nn.Conv3d(alike, fine, 3, padding=1))
         self.coarse_skip = nn.Conv3d(stem_coarse, coarse, 1)
         self.coarse_conv = nn.Conv3d(coarse, coarse, 3, padding=1)
         self.fine_skip = nn.Conv3d(stem_fine, fine, 1)
@@ -30,10 +35,15 @@ class Refine(nn.Module):
 
     def forward(self, up: nn.Sequential, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor) -> Tensor:
         """(B, width, g, g, g) -> (B, width / 8, 4g, 4g, 4g); skips of stride 8 and 4 (1 or B, ...)."""
+        prompts, alike = maps[:, : self.maps], maps[:, self.maps :]
         x = up[0](x) + self.coarse_skip(skips[0])
+        if alike.shape[1]:
+            x = x + self.coarse_alike(F.avg_pool3d(alike, 2))
         x = up[2](up[1](x))
         x = x + self.coarse_conv(x)
-        x = up[3](x) + self.fine_skip(skips[1]) + self.fine_maps(maps)
+        x = up[3](x) + self.fine_skip(skips[1]) + self.fine_maps(prompts)
+        if alike.shape[1]:
+            x = x + self.fine_alike(alike)
         x = F.relu(self.fine_norm(x))  # cheaper than GELU where most voxels are
         return x + F.relu(self.fine_conv(x))
 
@@ -60,7 +70,8 @@ class MaskDecoder3D(nn.Module):
         self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
         if d.refine:
             _, fine, coarse = spec.encoder.stem_widths
-            self.refine = Refine(w // 4, w // 8, coarse, fine, 4)
+            alike = 2 * (spec.encoder.channels + 1) if d.appearance else 0
+            self.refine = Refine(w // 4, w // 8, coarse, fine, 4, alike)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spec import SamSpec
+from .appearance import Appearance
 from .layers import ChannelNorm
 
 PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
@@ -59,6 +60,8 @@ class PromptEncoder3D(nn.Module):
             nn.Conv3d(16, d.width, 1),
         )
         self.no_mask_embed = nn.Embedding(1, d.width)
+        if d.appearance:
+            self.appearance = Appearance(spec)
 
     def dense_position(self, window: Tensor | None = None, edge: int | None = None) -> Tensor:
         """Position encoding of the token grid, (1, width, g, g, g).
@@ -124,7 +127,11 @@ class PromptEncoder3D(nn.Module):
         return torch.cat(maps, dim=1)
 
     def forward(
-        self, points: tuple[Tensor, Tensor] | None, mask: Tensor | None, window: Tensor | None = None
+        self,
+        points: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        window: Tensor | None = None,
+        cues: tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode prompts.
 
@@ -132,9 +139,10 @@ class PromptEncoder3D(nn.Module):
             points: (coordinates (B, N, 3), labels (B, N)), see `embed_points`, or None.
             mask: (B, 1, m, m, m) logits of the previous round, or None. The published first round passes zeros.
             window: (B, 3) token offsets when the points count from a smaller cube (training only), or None.
+            cues: what the image looks like, for `appearance` only.
 
         Returns:
-            sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4, m, m, m) or None.
+            sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4 or more, m, m, m) or None.
         """
         d = self.spec.decoder
         b = points[0].shape[0] if points is not None else mask.shape[0] if mask is not None else 1
@@ -151,6 +159,14 @@ class PromptEncoder3D(nn.Module):
             coords = points if points is not None else (torch.zeros(b, 0, 3, device=device), None)
             maps = self.prompt_maps(coords[0], coords[1] if coords[1] is not None else coords[0][..., 0], mask)
             dense = self.mask_downscaling(maps)
+            if d.appearance and points is not None:
+                signs = (points[1] == POSITIVE, points[1] == NEGATIVE)
+                clicked = (signs[0] | signs[1])[..., None]
+                added = self.appearance.tokens(points[0], cues) * clicked
+                sparse = sparse + nn.functional.pad(added, (0, 0, 0, 1))
+                alike = self.appearance.maps(points[0], signs, cues)
+                dense = dense + self.appearance.dense(nn.functional.avg_pool3d(alike, 4))
+                maps = torch.cat([maps, alike], dim=1)
         elif mask is not None:
             dense = self.mask_downscaling(mask)
         else:

@@ -179,6 +179,25 @@ class Pretraining:
         }  # fmt: skip
         save_atomic(state, self.checkpoint)
 
+    def warm_start(self, checkpoint: Path) -> list[str]:
+        """Begin with the averaged weights of another run; parameters that it lacks keep their fresh values.
+
+        Returns:
+            The names of those parameters.
+
+        Raises:
+            ValueError: the checkpoint has parameters that this model lacks, or of another shape.
+        """
+        weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["average"]
+        own = self.model.state_dict()
+        odd = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
+        if odd:
+            raise ValueError(f"{checkpoint} does not fit {self.spec.name}: {', '.join(odd[:5])} have no place there")
+        for model in (self.model, self.average):
+            missing = model.load_state_dict(weights, strict=False).missing_keys
+        self.average.load_state_dict(self.model.state_dict())
+        return missing
+
     def resume(self) -> bool:
         """Load the checkpoint if there is one."""
         if not self.checkpoint.exists():

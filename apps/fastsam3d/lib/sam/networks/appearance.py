@@ -1,0 +1,96 @@
+"""What the clicked voxels look like, and where else it looks like that.
+
+Fourier features tell a decoder where a click is, not what lies there. Here every click's token also gets the image
+features at the clicked cell, and maps say how similar each cell is to the clicked ones. The idea that a click's
+appearance is a cue of its own is that of interactive methods from random walkers to DeepIGeoS (Wang et al. 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..spec import SamSpec
+
+KEY_CHANNELS = 16
+SOFTNESS = 0.08
+"""A difference of normalised intensity (range -1 to 1) at which the similarity falls to 1 / e."""
+
+_CHUNK = 16
+
+
+def zero_(layer: nn.Module) -> nn.Module:
+    """The same layer with all parameters 0, so that it begins without effect."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def pool_cells(patch: Tensor, cell: int) -> Tensor:
+    """Mean intensities of cells of `cell` voxels: (B, c, S, S, S) -> (B, c, S / cell, ...)."""
+    return F.avg_pool3d(patch, cell)
+
+
+class Appearance(nn.Module):
+    """Features of clicks and similarity maps.
+
+    `cues` are (intensity (b, c, m, m, m), fine (b, f, m, m, m), coarse (b, e, m/2, ...), embedding (b, w, m/4, ...)) with
+    b = 1 or B.
+    """
+
+    def __init__(self, spec: SamSpec) -> None:
+        super().__init__()
+        _, fine, coarse = spec.encoder.stem_widths
+        self.cell = spec.patch_size // spec.mask_size
+        self.key = nn.Conv3d(fine, KEY_CHANNELS, 1)
+        self.channels = spec.encoder.channels + 1
+        self.norm = nn.LayerNorm(fine + coarse + spec.encoder.out)
+        self.project = zero_(nn.Linear(fine + coarse + spec.encoder.out, spec.decoder.width))
+        self.dense = zero_(nn.Conv3d(2 * self.channels, spec.decoder.width, 1))
+
+    def tokens(self, points: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
+        """Image features at points (B, N, 3) in patch voxels -> additions to their tokens (B, N, width)."""
+        _, fine, coarse, embedding = cues
+        found = [_at(f, points // (self.cell * step)) for f, step in ((fine, 1), (coarse, 2), (embedding, 4))]
+        return self.project(self.norm(torch.cat(found, dim=1).transpose(1, 2).float()))
+
+    def maps(self, points: Tensor, signs: tuple[Tensor, Tensor], cues: tuple[Tensor, ...]) -> Tensor:
+        """Similarity of every cell to the most similar click of each sign, in [0, 1].
+
+        Args:
+            points: (B, N, 3) in patch voxels. signs: (B, N) bool for positive, for negative clicks.
+
+        Returns:
+            (B, 2 * channels, m, m, m): intensity channels and learned key, for positive, then negative clicks; 0
+            without a click of that sign.
+        """
+        intensity, fine = cues[0].float(), cues[1]
+        keys = F.normalize(self.key(fine).float(), dim=1)
+        b, m = points.shape[0], intensity.shape[-1]
+        cells = points // self.cell
+        out = []
+        for chosen in signs:
+            best = intensity.new_zeros(b, self.channels, m**3)
+            for start in range(0, points.shape[1], _CHUNK):
+                part = slice(start, start + _CHUNK)
+                use = chosen[:, part, None]
+                if not bool(use.any()):
+                    continue
+                value = _at(intensity, cells[:, part])  # (B, c, n)
+                away = (intensity.flatten(2)[:, :, None] - value[..., None]).abs()  # (B, c, n, m^3)
+                alike = torch.exp(-away / SOFTNESS) * use[:, None]
+                same = torch.einsum("bcn,bcx->bnx", _at(keys, cells[:, part]), keys.flatten(2).expand(b, -1, -1))
+                same = same.clamp_min(0) * use
+                best = torch.maximum(best, torch.cat([alike.amax(2), same.amax(1, keepdim=True)], dim=1))
+            out.append(best.unflatten(2, (m, m, m)))
+        return torch.cat(out, dim=1)
+
+
+def _at(features: Tensor, cells: Tensor) -> Tensor:
+    """Features (b, c, n, n, n) at cells (B, N, 3) -> (B, c, N); b = 1 or B."""
+    n = features.shape[-1]
+    cells = cells.long().clamp(0, n - 1)
+    index = (cells[..., 0] * n + cells[..., 1]) * n + cells[..., 2]
+    flat = features.flatten(2).expand(cells.shape[0], -1, -1)
+    return flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
