@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lib.sam.build import build_sam
+from lib.sam.intensity import padding_floor
 from lib.sam.prompts import Box, Click, PromptError, Prompts
 from lib.sam.placement import place_patch
 from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter
@@ -106,3 +107,36 @@ def test_published_models_refuse_a_box(scan):
     segmenter = VolumeSegmenter(build_sam(spec), spec, "random", "0")
     with fresh(scan) as session, pytest.raises(PromptError, match="box"):
         segmenter.segment(session, Prompts((), Box((5, 5, 5), (20, 20, 20))))
+
+
+@pytest.mark.parametrize("name", ["fastsam3d_compact", "fastsam3d_published_h6"])
+def test_clicks_too_far_apart_for_any_patch_are_answered(name, tmp_path):
+    torch.manual_seed(0)
+    spec = get_spec(name)
+    segmenter = VolumeSegmenter(build_sam(spec), spec, "random", "0")
+    path = tmp_path / "long.nii.gz"
+    image = np.random.default_rng(0).integers(0, 99, (32, 32, 700)).astype(np.int16)
+    nib.save(nib.Nifti1Image(image, np.diag([2.0, 2.0, 1.0, 1])), path)
+    with SessionStore(2**30).open("long", path) as session:
+        answer = segmenter.segment(session, _clicks((16, 16, 10, True), (16, 16, 690, True)))
+        wide = place_patch(session.volume.grid, _clicks((16, 16, 100, True), (16, 16, 284, True)), spec)
+    assert any("1 clicks" in w for w in answer.warnings)
+    nodes = wide.to_patch(np.array([[16, 16, 100], [16, 16, 284]]))
+    assert ((nodes >= 0) & (nodes <= 127)).all()  # 184 mm fit into one patch
+
+
+def test_padding_far_below_the_data_does_not_change_the_answer(segmenter, tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(40, 20, (48, 48, 40))
+    image[12:30, 12:30, 10:28] += 120
+    image[:, :6] = -1000
+    answers = []
+    for padding in (-1000, -3024, -32768):
+        image[:, :6] = padding
+        path = tmp_path / f"{-padding}.nii.gz"
+        nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([2.0, 2.0, 2.0, 1])), path)
+        with SessionStore(2**30).open("p", path) as session:
+            floor = padding_floor(session.volume.array)
+            answers.append(segmenter.segment(session, _clicks((20, 20, 18, True))))
+        assert (floor is None) == (padding == -1000)
+    assert np.array_equal(answers[1].full_mask(), answers[2].full_mask())

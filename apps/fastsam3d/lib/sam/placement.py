@@ -56,7 +56,8 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
 
     Around the box, else around the first click on the object; after a first look around what was seen there. It moves
     only when it must: when another click on the object would lie outside, it is centred on all of them, and our own
-    models then see it coarser where they span more than the patch.
+    models then see it coarser where they span more than the patch. Clicks on the object that are too far apart for any
+    patch leave the newest in its middle.
     """
     positive = prompts.clicks_ijk[prompts.labels == 1].astype(np.float64)
     box = prompts.box
@@ -78,7 +79,10 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
     if spec.lattice == "click":
         extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
         spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
-    return _centred(grid, span, region, spacing, spec)
+    frame = _centred(grid, span, region, spacing, spec)
+    if box is None and len(positive) and not any(_inside(frame, p[None]) for p in positive):
+        frame = _centred(grid, positive[-1:], positive[-1:], spacing, spec)  # they are too far apart: the newest counts
+    return frame
 
 
 def look_again(frame: PatchFrame, logits: np.ndarray, spec: SamSpec) -> Look | None:
@@ -123,7 +127,8 @@ def look_again(frame: PatchFrame, logits: np.ndarray, spec: SamSpec) -> Look | N
 def _centred(grid: Grid, span: np.ndarray, region: np.ndarray, spacing: float, spec: SamSpec) -> PatchFrame:
     """A patch with a node on a corner of `span` and the middle of `region` at its centre, to the nearest node."""
     if spec.lattice != "click":
-        return PatchFrame.around(grid, region.mean(axis=0), spec.patch_size, spacing, spec.lattice)
+        middle = (region.min(axis=0) + region.max(axis=0)) / 2
+        return PatchFrame.around(grid, middle, spec.patch_size, spacing, spec.lattice)
     axes, signs = grid.canonical_axes()
     anchor = span.min(axis=0)
     for axis, sign in zip(axes, signs):

@@ -1,9 +1,10 @@
 """From prompts on a resident scan to a mask on the scan's own grid.
 
 Frame, cached embedding, one decoder pass for each new prompt, and back: a refinement click reads no file and runs no
-encoder. The answer depends on the prompts alone, never on what was asked before: the frame is a pure function of the
-prompts, and the prompts are replayed in the order in which they were made, as the network was trained (what was
-replayed before is remembered by prefix, so that only the newest click costs anything).
+encoder as long as the patch need not move. The answer depends on scan and prompts alone, never on what was asked before:
+the frame is a function of the prompts (and of the model's first look at the first of them), and the prompts are replayed
+in their order, as the network was trained. What was replayed before is remembered by prefix: a new click at the end of
+the list costs one decoder pass; one in the middle (clients send positive clicks first) costs those behind it too.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 
 from .build import Sam3D
 from .geometry import Grid, PatchFrame
-from .intensity import normalise
+from .intensity import normalise, padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, look_again, place_patch
-from .prompts import PromptError, Prompts
+from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
 
@@ -105,6 +106,8 @@ class VolumeSegmenter:
             rounds, outside = self._rounds(frame, prompts)
             if outside:
                 warnings.append(f"{outside} clicks lie outside the region that the model sees and were not used")
+            if prompts.box is not None and not _holds(frame, prompts.box):
+                warnings.append("the box is larger than the region that the model sees and was cut to it")
             state = self._replay(session, frame, embedding, rounds)
             size = (self.spec.patch_size,) * 3
             logits = F.interpolate(state.logits, size=size, mode="trilinear", align_corners=False)[0, 0]
@@ -142,7 +145,14 @@ class VolumeSegmenter:
         if cached is not None:
             return cached
         with _stage(timings, "crop"):
-            patch = normalise(frame.crop(session.volume.array), frame.inside(), self.spec.intensity)
+            patch = frame.crop(session.volume.array)
+            floor = session.get("padding_floor")
+            if floor is None:
+                floor = (padding_floor(session.volume.array),)
+                session.put("padding_floor", floor)
+            if floor[0] is not None:
+                np.maximum(patch, floor[0], out=patch, where=frame.inside())
+            patch = normalise(patch, frame.inside(), self.spec.intensity)
         with _stage(timings, "encode"):
             embedding = self.model.encode(torch.from_numpy(patch)[None].to(self.device))
         session.put(key, embedding)
@@ -189,6 +199,11 @@ class VolumeSegmenter:
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state
+
+
+def _holds(frame: PatchFrame, box: Box) -> bool:
+    nodes = frame.to_patch(np.array([box.low_ijk, box.high_ijk], dtype=np.float64))
+    return bool(((nodes >= -0.5) & (nodes <= frame.size - 0.5)).all())
 
 
 def _frame_key(frame: PatchFrame) -> tuple:
