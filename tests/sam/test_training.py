@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from lib.sam.anatomy.fields import Draw
+from lib.sam.build import build_sam
 from lib.sam.losses import hard_iou, mask_loss
 from lib.sam.training.data import TrainingPatches, occupancy, pick_targets
 from lib.sam.training.pretrain import PretrainConfig, Pretraining, unroll
 from lib.sam.training.prompting import boxes, error_clicks
-from lib.sam.build import build_sam
 from lib.sam.zoo import get_spec
 
 
@@ -26,10 +26,10 @@ def test_first_click_lies_in_the_object_and_next_in_the_larger_error():
         points, labels = error_clicks(None, target, 0.5, 4)
         cells = (points[:, 0] // 4).long()
         assert labels.flatten().tolist() == [1, 1]
-        assert all(bool(target[i, 0, *cells[i]]) for i in range(2))
+        assert all(bool(target[(i, 0, *cells[i])]) for i in range(2))
     logits = torch.where(_ball() | _ball(centre=(13, 13, 13), radius=2), 5.0, -5.0)
     points, labels = error_clicks(logits, _ball(), 0.0, 4)
-    assert labels.item() == 0 and bool(_ball(centre=(13, 13, 13), radius=2)[0, 0, *(points[0, 0] // 4).long()])
+    assert labels.item() == 0 and bool(_ball(centre=(13, 13, 13), radius=2)[(0, 0, *(points[0, 0] // 4).long())])
     _, labels = error_clicks(torch.where(_ball(), 5.0, -5.0), _ball(), 0.0, 4)
     assert labels.item() == -1  # no error: a padding point
 

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", type=Path, help="JSON {value: name} of the label maps")
     parser.add_argument("--only", help="label values to evaluate, separated by commas (default: all)")
     parser.add_argument("--clicks", type=int, default=5, help="clicks a structure (default: %(default)s)")
-    parser.add_argument("--rule", default="centre", choices=("centre", "ritm", "random"), help="where the next click goes")
+    parser.add_argument(
+        "--rule", default="centre", choices=("centre", "ritm", "random"), help="where the next click goes"
+    )
     parser.add_argument("--min-ml", type=float, default=0.0, help="skip smaller structures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, help="folder for metrics.json and metrics.csv")
@@ -70,7 +72,17 @@ def main(args: argparse.Namespace) -> int:
         _write(args.out / "metrics.json", json.dumps([c.as_dict() for c in curves], indent=1))
         with open(args.out / "metrics.csv", "w", newline="") as f:
             table = csv.writer(f)
-            table.writerow(["case", "label", "name", "volume_ml", "model", *(f"dice_{n}" for n in range(1, args.clicks + 1)), "dice_box"])
+            table.writerow(
+                [
+                    "case",
+                    "label",
+                    "name",
+                    "volume_ml",
+                    "model",
+                    *(f"dice_{n}" for n in range(1, args.clicks + 1)),
+                    "dice_box",
+                ]
+            )
             for c in curves:
                 table.writerow([c.case, c.label, c.name, c.volume_ml, c.model, *c.dice, c.box_dice])
     return 0

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the run; an existing run is resumed")
     parser.add_argument("--scans", type=Path, help="folder of real scans named in the split (none: generated only)")
     parser.add_argument("--split", type=Path, default=RECIPES / "split.json", help="which scans may train")
-    parser.add_argument("--init", type=Path, help="checkpoint of another run whose averaged weights a new run begins with")
+    parser.add_argument(
+        "--init", type=Path, help="checkpoint of another run whose averaged weights a new run begins with"
+    )
     parser.add_argument("--minutes", type=float, help="time budget instead of the recipe's")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
     parser.add_argument("--threads", type=int, help="CPU threads of the training process")

@@ -67,7 +67,13 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def evaluate_case(
-    segmenter: VolumeSegmenter, session: ImageSession, target: np.ndarray, *, max_clicks: int, rule: str = "centre", seed: int = 0
+    segmenter: VolumeSegmenter,
+    session: ImageSession,
+    target: np.ndarray,
+    *,
+    max_clicks: int,
+    rule: str = "centre",
+    seed: int = 0,
 ) -> tuple[list[float], list[float], float | None]:
     """Clicks on one structure until `max_clicks`, each in the error of the mask before.
 
@@ -135,7 +141,9 @@ def evaluate(
         with store.open(case, image) as session:
             grid = session.volume.grid
             if label.array.shape != grid.shape:
-                raise ValueError(f"{label_path.name}: label map {label.array.shape} and image {grid.shape} must have one grid")
+                raise ValueError(
+                    f"{label_path.name}: label map {label.array.shape} and image {grid.shape} must have one grid"
+                )
             for value in np.unique(label.array).astype(int).tolist():
                 if value <= 0 or (only and value not in only):
                     continue

@@ -23,7 +23,9 @@ HOUNSFIELD = {
 
 def ct(draw: Draw, scene: Scene) -> Tensor:
     """Hounsfield units with texture, partial volume, correlated noise."""
-    table = torch.tensor([HOUNSFIELD[k][0] + HOUNSFIELD[k][1] * float(draw.normal(())) for k in scene.kinds], device=draw.device)
+    table = torch.tensor(
+        [HOUNSFIELD[k][0] + HOUNSFIELD[k][1] * float(draw.normal(())) for k in scene.kinds], device=draw.device
+    )
     rough = torch.tensor([draw.uniform(0, 9) for _ in scene.kinds], device=draw.device)
     image = table[scene.tissue] + rough[scene.tissue] * smooth_field(draw, scene.label.shape[0], draw.integer(6, 40))[0]
     image = blur(image, (draw.uniform(0.4, 0.9),) * 3)
@@ -85,7 +87,9 @@ def render(draw: Draw, scene: Scene) -> tuple[Tensor, Tensor]:
     if draw.chance(0.35):
         image = thick_slices(draw, image)
     if draw.chance(0.12):  # a display window burnt into the values
-        low, high = torch.quantile(image.flatten()[::97], torch.tensor([draw.uniform(0, 0.2), draw.uniform(0.8, 1)], device=image.device)).tolist()
+        low, high = torch.quantile(
+            image.flatten()[::97], torch.tensor([draw.uniform(0, 0.2), draw.uniform(0.8, 1)], device=image.device)
+        ).tolist()
         image = image.clamp(low, max(high, low + 1e-3))
     inside = torch.ones_like(scene.label, dtype=torch.bool)
     if draw.chance(0.35):

@@ -153,7 +153,9 @@ def torso(draw: Draw, size: int) -> Scene:
         mask = tube(canvas, draw.log_uniform(2.5, 13))
         mask &= cavity if draw.chance(0.8) else scene.tissue > 0
         if int(mask.sum()) > 60:
-            scene.paint(WHOLE, mask, scene.new_tissue(draw.choice(["vessel", "vessel", "bowel", "organ"])), scene.new_object())
+            scene.paint(
+                WHOLE, mask, scene.new_tissue(draw.choice(["vessel", "vessel", "bowel", "organ"])), scene.new_object()
+            )
     if draw.chance(0.25):
         mask = vessel_tree(canvas, draw.uniform(2, 5)) & cavity
         if int(mask.sum()) > 60:
@@ -176,7 +178,9 @@ def cells(draw: Draw, size: int) -> Scene:
     for cell in range(count):
         mask = (owner == cell) & inside
         if int(mask.sum()) >= 60 and draw.chance(0.85):
-            tissue = draw.choice(shared) if shared else scene.new_tissue(draw.choice(["organ", "organ", "fluid", "bright"]))
+            tissue = (
+                draw.choice(shared) if shared else scene.new_tissue(draw.choice(["organ", "organ", "fluid", "bright"]))
+            )
             scene.paint(WHOLE, mask, tissue, scene.new_object())
     if draw.chance(0.5):  # walls between the cells
         wall = torch.zeros_like(inside)
@@ -210,11 +214,20 @@ def from_label_map(draw: Draw, label: Tensor, around: Tensor) -> Scene:
     """
     scene = empty_scene(draw, label.shape[0])
     for value in range(int(around.max()) + 1):
-        kind = "air" if value == 0 and draw.chance(0.7) else draw.choice(["soft", "fat", "muscle", "organ", "lung", "bone"])
+        kind = (
+            "air"
+            if value == 0 and draw.chance(0.7)
+            else draw.choice(["soft", "fat", "muscle", "organ", "lung", "bone"])
+        )
         scene.paint(WHOLE, (around == value) & (label == 0), scene.new_tissue(kind), None)
     for value in torch.unique(label).tolist():
         if value:
-            scene.paint(WHOLE, label == value, scene.new_tissue(draw.choice(["organ", "organ", "fluid", "bone", "bright"])), scene.new_object())
+            scene.paint(
+                WHOLE,
+                label == value,
+                scene.new_tissue(draw.choice(["organ", "organ", "fluid", "bone", "bright"])),
+                scene.new_object(),
+            )
     return scene
 
 

@@ -247,7 +247,7 @@ class Pretraining:
         draw = Draw(c.seed * 7919 + self.step)
         image = batch["image"].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
         pick, total = draw.uniform(0, 1), 0.0
-        for share, objects, rounds in c.rounds:
+        for share, objects, rounds in c.rounds:  # noqa: B007 (read after the loop)
             total += share
             if pick < total:
                 break
@@ -291,7 +291,12 @@ class Pretraining:
                 outs = unroll(self.average, image, target, clicks, False, True, 0.0)
             truth = target[0, :, None] > 0.5
             rows.append(
-                torch.stack([2 * ((x > 0) & truth).flatten(1).sum(1) / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1)) for x, _ in outs])
+                torch.stack(
+                    [
+                        2 * ((x > 0) & truth).flatten(1).sum(1) / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1))
+                        for x, _ in outs
+                    ]
+                )
             )
         torch.set_rng_state(torch_state)
         mean = torch.cat(rows, dim=1).mean(1)
@@ -304,7 +309,12 @@ class Pretraining:
         self.started = time.monotonic()
         self.clock = self.elapsed()
         self.set_stage()
-        loader = DataLoader(self.data, batch_size=None, num_workers=self.config.workers, prefetch_factor=4 if self.config.workers else None)
+        loader = DataLoader(
+            self.data,
+            batch_size=None,
+            num_workers=self.config.workers,
+            prefetch_factor=4 if self.config.workers else None,
+        )
         engine = Engine(self.train_step)
         last = {"save": self.elapsed(), "validate": self.elapsed()}
         result: dict[str, float] = {}
@@ -328,7 +338,9 @@ class Pretraining:
                 result.update(self.validate())
                 logger.info("validation at step %d: %s", self.step, result)
                 with open(self.folder / "validation.jsonl", "a") as f:
-                    f.write(json.dumps({"step": self.step, "minutes": round(now / 60, 2), **self.running, **result}) + "\n")
+                    f.write(
+                        json.dumps({"step": self.step, "minutes": round(now / 60, 2), **self.running, **result}) + "\n"
+                    )
                 last["validate"] = now
 
         engine.run(loader, max_epochs=1, epoch_length=10**9)
