@@ -33,9 +33,10 @@ setup-dev:  ## the environment with what the tests and checks need
 sample-data: setup  ## the sample studies: CT phantoms with labels, one of them as DICOM
 	@$(BIN)/python sample-data/make.py --out $(SAMPLES) --cases $(strip $(CASES)) --seed 0 --dicom
 
-# The server works on a copy, so that labels saved by a user leave the samples as they are; delete it to start afresh.
+# The server works on a copy of the images: labels saved by a user leave the samples as they are, and no case is
+# labelled before the user begins. Delete the folder to start afresh.
 $(STUDIES): | sample-data
-	@mkdir -p build && rm -rf $@.part && cp -R $(SAMPLES)/studies $@.part && mv $@.part $@
+	@mkdir -p build && rm -rf $@.part && mkdir $@.part && cp $(SAMPLES)/studies/*.nii.gz $@.part && mv $@.part $@
 
 demo: $(STUDIES)  ## the server with the default model on 127.0.0.1:8000, for 3D Slicer or the API
 	@echo "demo: server on http://127.0.0.1:$(strip $(PORT)), studies in $(STUDIES); Ctrl-C stops it"
