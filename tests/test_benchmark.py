@@ -44,6 +44,7 @@ def check_rows(path: Path, rounds: set[int]) -> list[dict]:
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_click(tmp_path):
     words = ["click", "--size", "64,64,40", "--rounds", "2", "--threads", "1", "--device", "cpu", "--json", "rows.json"]
     done = run(*words, cwd=tmp_path)
