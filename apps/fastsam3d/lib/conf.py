@@ -7,9 +7,13 @@ import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MODELS = ("fastsam3d", "sam_med3d")
 DEFAULT_MODEL = "fastsam3d"
+MODEL_DIR = Path(__file__).resolve().parents[1] / "model"
+"""The app's folder of weights."""
+
 DEFAULT_LABELS = (
     "spleen",
     "right kidney",

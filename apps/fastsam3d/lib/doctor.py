@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from .conf import MODEL_DIR
 from .doctor_checks import (
     APP_DIR,
     FAIL,
@@ -54,7 +55,7 @@ def run_checks(studies: str | None = None, port: int = 8000, model_dir: Path | N
     checks: list[tuple[str, Callable[[], Check | Iterable[Check]]]] = [("python", check_python)]
     checks += [(pin.package, lambda pin=pin: check_package(pin)) for pin in PINS]
     checks += [("cpu", check_cpu), ("device", check_device), ("attention", check_attention)]
-    checks += [("weights", lambda: check_weights(model_dir or APP_DIR / "model"))]
+    checks += [("weights", lambda: check_weights(model_dir or MODEL_DIR))]
     checks += [("monailabel command", check_monailabel_command), ("dicom tools", check_dicom_tools)]
     checks += [("app folder", lambda: check_folder("app folder", APP_DIR))]
     checks += [("cache folder", lambda: check_folder("cache folder", home))]

@@ -160,7 +160,7 @@ def check_device() -> Check:
 
 
 def check_attention() -> Check:
-    """The attention kernels: torch's own everywhere, flash-attn where it is installed and CUDA works."""
+    """The attention kernels: torch's own everywhere; flash-attn, where it is installed, for half-precision CUDA runs."""
     import torch
 
     query = torch.ones(1, 1, 4, 8)
@@ -174,8 +174,7 @@ def check_attention() -> Check:
     except Exception as error:  # a compiled extension built for another torch may raise anything
         what = f"{detail}; flash-attn cannot be imported: {error}"
         return Check("attention", WARN, what, "build it again for this torch, or: pip uninstall flash-attn")
-    used = "used" if torch.cuda.is_available() else "not used without CUDA"
-    return Check("attention", OK, f"{detail}; flash-attn {version} ({used})")
+    return Check("attention", OK, f"{detail}; flash-attn {version} (found; used for half-precision CUDA runs only)")
 
 
 def check_weights(model_dir: Path) -> Iterable[Check]:

@@ -64,9 +64,10 @@ def main(args: argparse.Namespace) -> int:
 def _click(shape: tuple[int, int, int], rounds: int, threads: int, device: Any, chosen: str | None) -> list:
     from ..benchmarks.click import measure_click
     from ..benchmarks.servers import ServerError
+    from ..conf import DEFAULT_MODEL, MODEL_DIR
     from ..sam import weights
 
-    resolved = weights.resolve("fastsam3d", Path(__file__).resolve().parents[2] / "model", configured=chosen)
+    resolved = weights.resolve(DEFAULT_MODEL, MODEL_DIR, configured=chosen)
     dtype = next(weights.load_sam(resolved, "cpu").parameters()).dtype
     try:
         return measure_click(shape, rounds, threads, device, dtype, chosen, say=emit)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate and report."""
-    from ..conf import AppConf
+    from ..conf import MODEL_DIR, AppConf
     from ..sam import weights
     from ..sam.device import choose_device
     from ..sam.evaluate import evaluate, find_pairs
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     names = {int(k): v for k, v in json.loads(args.names.read_text()).items()} if args.names else {}
     only = {int(v) for v in args.only.split(",")} if args.only else None
     device = choose_device(args.device)
-    resolved = weights.resolve(args.model, _model_dir(), configured=args.weights)
+    resolved = weights.resolve(args.model, MODEL_DIR, configured=args.weights)
     network = weights.load_sam(resolved, device)
     segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
     store = SessionStore(AppConf().cache_bytes)
@@ -86,10 +86,6 @@ def main(args: argparse.Namespace) -> int:
             for c in curves:
                 table.writerow([c.case, c.label, c.name, c.volume_ml, c.model, *c.dice, c.box_dice])
     return 0
-
-
-def _model_dir() -> str:
-    return str(Path(__file__).resolve().parents[2] / "model")
 
 
 def _write(path: Path, text: str) -> None:

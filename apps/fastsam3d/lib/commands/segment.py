@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 from ..cli import UserError, emit
 
@@ -37,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
         UserError, ValueError, OSError: with what to put right.
     """
     request = parse_arguments(args)
-    from ..conf import AppConf
+    from ..conf import MODEL_DIR, AppConf
     from ..infers.request import parse_prompts
     from ..sam import weights
     from ..sam.device import choose_device
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     store = SessionStore(AppConf().cache_bytes)
     with store.open(args.image, args.image) as session:
         prompts = parse_prompts(request, session.volume.grid)
-        resolved = weights.resolve(args.model, _model_dir(), configured=args.weights)
+        resolved = weights.resolve(args.model, MODEL_DIR, configured=args.weights)
         network = weights.load_sam(resolved, device)
         segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
         result = segmenter.segment(session, prompts)
@@ -98,10 +97,6 @@ def _indices(numbers: list[str], option: str, text: str) -> list[int]:
         return [int(number) for number in numbers]
     except ValueError as error:
         raise UserError(f"{option} takes whole voxel indices, got {text!r}") from error
-
-
-def _model_dir() -> str:
-    return str(Path(__file__).resolve().parents[2] / "model")
 
 
 def _in_words(report: dict) -> str:

@@ -8,8 +8,7 @@ import logging
 from pathlib import Path
 
 from ..cli import UserError, emit
-
-_MODEL_DIR = Path(__file__).resolve().parents[2] / "model"
+from ..conf import MODEL_DIR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, summary: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=summary, description=summary)
-        added.add_argument("--model-dir", type=Path, default=_MODEL_DIR, help="folder of weights (default: the app's)")
+        added.add_argument("--model-dir", type=Path, default=MODEL_DIR, help="folder of weights (default: the app's)")
         return added
 
     action("list", "list the known weights, and those that each model would use").add_argument(

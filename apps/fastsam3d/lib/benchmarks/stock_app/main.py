@@ -6,19 +6,15 @@ By hand: PYTHONPATH=apps/fastsam3d monailabel start_server --app apps/fastsam3d/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import lib
 import torch
 from lib.benchmarks import WAYS_BACK
 from lib.benchmarks.stock_pipeline import StockClick
-from lib.conf import DEFAULT_LABELS
+from lib.conf import DEFAULT_LABELS, DEFAULT_MODEL, MODEL_DIR
 from lib.sam import weights
 from lib.server import apply_settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.infer_v2 import InferTask
-
-_MODEL_DIR = Path(lib.__file__).resolve().parents[1] / "model"
 
 
 class StockApp(MONAILabelApp):
@@ -31,7 +27,7 @@ class StockApp(MONAILabelApp):
         super().__init__(app_dir=app_dir, studies=studies, conf=conf, name="Stock", labels=list(DEFAULT_LABELS))
 
     def init_infers(self) -> dict[str, InferTask]:
-        resolved = weights.resolve("fastsam3d", _MODEL_DIR, configured=self.conf.get("weights"))
+        resolved = weights.resolve(DEFAULT_MODEL, MODEL_DIR, configured=self.conf.get("weights"))
         device = self.conf.get("device", "cpu")
         network = weights.load_sam(resolved, device)
         labels = {name: n for n, name in enumerate(DEFAULT_LABELS, 1)}

@@ -1,0 +1,1 @@
+"""Generated anatomy: labelled scenes and their images, for training."""

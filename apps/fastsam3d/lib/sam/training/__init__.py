@@ -1,0 +1,1 @@
+"""Pretraining on generated anatomy and labelled scans."""
