@@ -1,7 +1,9 @@
 """Which paths a request may make the server read."""
 
+import http.server
 import os
 import tempfile
+import threading
 import time
 
 import nibabel as nib
@@ -10,7 +12,10 @@ import pytest
 from fastapi import HTTPException
 from lib.images import resolve_image
 from lib.uploads import UploadSessions
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
+
+UID = "1.2.3.4"
 
 
 def write(path):
@@ -70,6 +75,47 @@ def test_a_file_of_this_request_and_no_older_or_linked_one(datastore, sessions, 
 @pytest.mark.parametrize("image", [None, "", 5, ["case1"], "case1\0.nii.gz"])
 def test_what_is_no_name(datastore, sessions, image):
     assert status({"image": image}, datastore, sessions) == 422
+
+
+@pytest.fixture
+def pacs(tmp_path):
+    """A DICOMweb datastore whose server answers every question with `pacs.status`, or with no series if that is 200."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(made.status)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = DICOMwebClientX(f"http://127.0.0.1:{server.server_port}")
+        client.set_http_retry_params(max_attempts=2, wait_exponential_multiplier=1)
+        made = DICOMWebDatastore(client, {"Modality": "CT"}, str(tmp_path / "cache"))
+        yield made
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 410])
+def test_a_series_that_the_pacs_does_not_have(pacs, status):
+    pacs.status = status
+    with pytest.raises(HTTPException) as caught:
+        resolve_image({"image": UID}, pacs, None)
+    assert caught.value.status_code == 404
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_pacs_that_refuses_or_fails_is_named_with_its_status(pacs, status):
+    pacs.status = status
+    with pytest.raises(HTTPException) as caught:
+        resolve_image({"image": UID}, pacs, None)
+    assert caught.value.status_code == 502
+    assert f"it answers {status} " in caught.value.detail
+    assert "127.0.0.1" not in caught.value.detail
 
 
 @pytest.mark.parametrize("session_id", ["../victim", "..", "", "a/b", "a\0b", "x" * 65, None])

@@ -14,6 +14,7 @@ import requests
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
+from retrying import RetryError
 
 from .uploads import UploadSessions
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+){1,63}")
 _LONGEST_UID = 64
+_NO_SUCH_SERIES = (400, 404, 410)
 _UPLOAD_NAME = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+){0,3}")
 _UPLOAD_SECONDS = 60
 _SHOWN = 80
@@ -63,9 +65,16 @@ def _series(image: str, datastore: DICOMWebDatastore) -> str:
     try:
         path = datastore.get_image_uri(image)
         kept = datastore.get_image_uri(image)
-    except (LookupError, requests.HTTPError) as error:
+    except LookupError as error:
         logger.info("No series %s: %s", image, error)
         raise _not_found(image) from error
+    except (requests.HTTPError, RetryError) as error:
+        response = error.response if isinstance(error, requests.HTTPError) else error.last_attempt.value
+        logger.info("No series %s: %s", image, error)
+        if response.status_code in _NO_SUCH_SERIES:
+            raise _not_found(image) from error
+        answer = f"{response.status_code} {response.reason or ''}".rstrip()
+        raise HTTPException(502, f"The DICOMweb server refuses the series or fails: it answers {answer}.") from error
     except requests.RequestException as error:
         raise HTTPException(502, f"The DICOMweb server does not answer: {error}") from error
     if path != kept and os.path.dirname(path) == os.path.realpath(tempfile.gettempdir()):
