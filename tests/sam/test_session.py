@@ -147,14 +147,34 @@ def test_a_value_makes_idle_images_go_before_other_values(images):
     assert len(store) == 1
 
 
-def test_get_or_compute_computes_once(images):
-    store = SessionStore(10**9)
-    calls = []
-    for _ in range(2):
-        with store.open("0", images[0]) as session:
-            assert session.get_or_compute("k", lambda: calls.append(1) or "v", nbytes=8) == "v"
-    assert calls == [1]
-    assert store.nbytes == BYTES + 8
+def test_values_can_be_forgotten_while_the_images_stay(images):
+    reader = CountingReader()
+    store = SessionStore(10**9, reader)
+    with store.open("0", images[0]) as idle:
+        idle.put("a", "v", nbytes=8)
+    with store.open("1", images[1]) as busy, store.open("2", images[2]) as session:
+        busy.put("a", "v", nbytes=8)
+        session.put("a", "v", nbytes=8)
+        session.put("b", "v", nbytes=8)
+        store.forget_values(session)
+        assert (idle.get("a"), session.get("a"), session.get("b")) == (None, None, None)
+        assert busy.get("a") == "v"  # in use by somebody else
+        assert store.nbytes == 3 * BYTES + 8
+    assert first_voxel(store, "0", images[0]) == 0
+    assert len(reader.reads) == 3
+
+
+def test_an_opening_tells_whether_it_read(images):
+    store = SessionStore(10**9, CountingReader(seconds=0.01))
+    with store.open("0", images[0]) as session:
+        assert session.read_seconds >= 0.01
+    with store.open("0", images[0]) as session:
+        assert session.read_seconds is None
+
+
+def test_an_image_larger_than_the_budget_names_both_remedies(images):
+    with pytest.raises(VolumeError, match=f"may take {BYTES - 1} bytes.*asks for {BYTES}.*crop.*--conf cache_gb"):
+        first_voxel(SessionStore(BYTES - 1), "x", images[0])
 
 
 def test_many_threads_read_once_and_never_meet_inside_one_image(images):
@@ -198,7 +218,10 @@ def test_random_traffic_stays_bounded_and_right(images):
             n = int(rng.integers(4))
             with store.open(str(n), images[n]) as session:
                 size = int(rng.integers(1, 300))
-                value = session.get_or_compute(("v", size), lambda n=n, size=size: np.full(size, n, np.uint8))
+                value = session.get(("v", size))
+                if value is None:
+                    value = np.full(size, n, np.uint8)
+                    session.put(("v", size), value)
                 if session.volume.array[0, 0, 0] != n or (value != n).any():
                     errors.append(n)
 
@@ -237,12 +260,36 @@ def test_a_folder_is_known_by_all_its_files(tmp_path):
     assert content_identity(tmp_path) != before
 
 
-def test_a_header_is_known_by_its_data_file_too(tmp_path):
-    (tmp_path / "a.mhd").write_text("ElementDataFile = a.raw")
-    (tmp_path / "a.raw").write_bytes(b"1")
-    before = content_identity(tmp_path / "a.mhd")
-    (tmp_path / "a.raw").write_bytes(b"22")
-    assert content_identity(tmp_path / "a.mhd") != before
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mhd", "ElementDataFile = voxels[1].raw\n"),
+        ("a[1].MHD", "ElementDataFile = voxels[1].raw\n"),
+        ("a.mha", "ElementDataFile = voxels[1].raw\n"),
+        ("a.nhdr", "NRRD0004\ndata file: voxels[1].raw\n\n"),
+        ("a[1].nrrd", "NRRD0004\ndata file: voxels[1].raw\n\n"),
+    ],
+)
+def test_a_header_is_known_by_its_data_file_too(tmp_path, name, header):
+    image, voxels = tmp_path / name, tmp_path / "voxels[1].raw"
+    image.write_text(header)
+    voxels.write_bytes(b"1")
+    before = content_identity(image)
+    (tmp_path / "another.raw").write_bytes(b"1")
+    assert content_identity(image) == before
+    voxels.write_bytes(b"22")
+    after = content_identity(image)
+    assert after != before
+    image.write_text(header + "\n")
+    assert content_identity(image) != after
+
+
+def test_a_header_with_its_own_voxels_is_known_by_itself(tmp_path):
+    image = tmp_path / "a.nrrd"
+    image.write_text("NRRD0004\nencoding: raw\n\n1234")
+    before = content_identity(image)
+    image.write_text("NRRD0004\nencoding: raw\n\n12345")
+    assert content_identity(image) != before
 
 
 def test_sizes_of_nests():

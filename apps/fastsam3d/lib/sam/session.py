@@ -14,6 +14,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +22,25 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .preprocess import Volume, VolumeError, read_volume
+from .header_check import voxel_file
+from .volume_io import TooLargeError, Volume, VolumeError, read_volume
 
 Identity = tuple[Hashable, ...]
 Bytes = int | Callable[[Any], int] | None
 
 _READ_ATTEMPTS = 3
-_HEADER_WITH_DATA_BESIDE = (".mhd", ".nhdr", ".hdr")
+_MAY_NAME_ANOTHER_FILE = (".mhd", ".mha", ".nhdr", ".nrrd")
 
 
 def content_identity(path: str | os.PathLike) -> Identity:
-    """Names the content that lies at a path, without reading it.
+    """Names the content that lies at a path, without reading its voxels.
 
     Args:
         path: an image file, or a folder that holds a DICOM series.
 
     Returns:
-        The real path, and size, time of change (ns) and inode: of the file, or of every file of the folder as a digest.
+        The real path, and size, time of change (ns) and inode: of the file; or, as a digest, of every file of the folder,
+        or of a header and the file beside it that holds its voxels.
 
     Raises:
         VolumeError: if nothing lies at the path.
@@ -47,8 +50,10 @@ def content_identity(path: str | os.PathLike) -> Identity:
         if os.path.isdir(real):
             return (real, _digest(sorted(p for p in Path(real).rglob("*") if p.is_file())))
         stat = os.stat(real)
-        if real.endswith(_HEADER_WITH_DATA_BESIDE):
-            return (real, _digest(sorted(Path(real).parent.glob(Path(real).stem + ".*"))))
+        if real.lower().endswith(_MAY_NAME_ANOTHER_FILE):
+            voxels, _ = voxel_file(Path(path))
+            if voxels is not None and voxels != Path(path):
+                return (real, _digest([Path(real), voxels.resolve()]))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it has no usable name"
         raise VolumeError(f"An image must be a readable file or folder; {_name(path)} is not: {reason}") from error
@@ -89,11 +94,13 @@ class ImageSession:
         image_id: the id under which it was first opened.
         identity: the content it holds, see `content_identity`.
         volume: voxels and grid as stored on disk.
+        read_seconds: how long this opening took to read the image; None if it was resident.
     """
 
     def __init__(self, image_id: str, identity: Identity, store: SessionStore) -> None:
         self.image_id = image_id
         self.identity = identity
+        self.read_seconds: float | None = None
         self._store = store
         self._lock = threading.RLock()
         self._users = 0
@@ -134,14 +141,6 @@ class ImageSession:
         self.forget(key)
         if self._store._reserve(self, int(size)):
             self._values[key] = (value, int(size))
-
-    def get_or_compute(self, key: Hashable, compute: Callable[[], Any], nbytes: Bytes = None) -> Any:
-        """Returns the cached value, or computes and caches it (see `put`)."""
-        if key in self._values:
-            return self.get(key)
-        value = compute()
-        self.put(key, value, nbytes)
-        return value
 
     def forget(self, key: Hashable) -> None:
         """Drops a cached value, if it is there."""
@@ -204,17 +203,35 @@ class SessionStore:
                 self._leave(session)
         raise VolumeError(f"The image {_name(path)} changed each time it was read; try again when it is complete.")
 
+    def forget_values(self, session: ImageSession) -> None:
+        """Drops every cached value of an open session and of all idle ones; the volumes stay.
+
+        Args:
+            session: one that the caller has open.
+        """
+        with self._lock:
+            for other in self._sessions.values():
+                if other is session or other._users == 0:
+                    for key in list(other._values):
+                        other.forget(key)
+
     def _load(self, session: ImageSession, path: str | os.PathLike) -> bool:
         """Reads the volume if it is not there; False if the file changed meanwhile."""
+        session.read_seconds = None
         if session._volume is not None:
             return True
-        volume = self._read(path, max_bytes=self.max_bytes)
+        begin = time.perf_counter()
+        try:
+            volume = self._read(path, max_bytes=self.max_bytes)
+        except TooLargeError as error:
+            raise TooLargeError(f"{error}, or give a server's images more memory: --conf cache_gb") from error
         if content_identity(path) != session.identity:
             return False
         with self._lock:
             self._drop_idle(self.max_bytes - int(volume.array.nbytes))
             session._nbytes += int(volume.array.nbytes)
         session._volume = volume
+        session.read_seconds = time.perf_counter() - begin
         return True
 
     def _enter(self, image_id: str, identity: Identity) -> ImageSession:

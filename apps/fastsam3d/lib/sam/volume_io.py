@@ -44,6 +44,10 @@ class VolumeError(ValueError):
     """A scan that cannot be used; the message names the file, the rule and what was found."""
 
 
+class TooLargeError(VolumeError):
+    """A scan whose voxels do not fit in the bytes that the caller allows."""
+
+
 @dataclass
 class Volume:
     """A scan in memory.
@@ -75,7 +79,8 @@ def read_volume(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
         max_bytes: the most bytes that the voxels may take in memory, checked before they are read.
 
     Raises:
-        VolumeError: the file is missing, truncated, damaged, too large, of several volumes or channels, of complex or
+        TooLargeError: the voxels take more than max_bytes.
+        VolumeError: the file is missing, truncated, damaged, of several volumes or channels, of complex or
             colour voxels, without one finite value, or with an affine that cannot be inverted.
     """
     path = Path(path)
@@ -130,8 +135,8 @@ def _check_sizes(path: Path, sizes: tuple[int, ...], bytes_per_voxel: int, max_b
         raise VolumeError(f"{path.name}: an image must be one volume, got sizes {sizes}; split it into volumes first")
     needed = math.prod(sizes) * bytes_per_voxel
     if needed > max_bytes:
-        raise VolumeError(
-            f"{path.name}: voxels may take {max_bytes} bytes, its header asks for {needed} ({sizes}); crop or resample"
+        raise TooLargeError(
+            f"{path.name}: voxels may take {max_bytes} bytes, its header asks for {needed} ({sizes}); crop or resample it"
         )
 
 
