@@ -8,8 +8,8 @@ import numpy as np
 
 from .grid import Grid
 
-MAX_CLICKS = 1000
-"""The most clicks that one request may carry."""
+MAX_CLICKS = 200
+"""The most clicks that one request may carry; replaying them takes seconds on one thread."""
 
 _LARGEST_INDEX = 2**31
 
