@@ -20,7 +20,7 @@ from lib.activelearning.strategies import First, Random
 from lib.conf import DEFAULT_MODEL, AppConf
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import resolve_image
-from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks
+from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks, is_inference
 from lib.sam.session import SessionStore
 from lib.sam.weights import WeightsError
 from lib.server import apply_settings, forget_dicomweb_lists
@@ -112,9 +112,12 @@ class FastSAM3DApp(MONAILabelApp):
         super().on_init_complete()
 
     def info(self) -> dict[str, Any]:
-        """What clients are told; MONAI Label also asks before each inference, so it must be quick while one clicks."""
+        """What clients are told; lists of a DICOMweb server are asked for again unless one clicks or has just clicked.
+
+        MONAI Label also asks before each inference, which must not wait for the DICOMweb server.
+        """
         now = time.monotonic()
-        if min(now - self._last_click, now - self._lists_read) > _LISTS_AGE_SECONDS:
+        if not is_inference() and min(now - self._last_click, now - self._lists_read) > _LISTS_AGE_SECONDS:
             forget_dicomweb_lists()
             self._lists_read = now
         return super().info()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from lib.http_errors import as_http
 from lib.infers.interactive import InteractiveInfer
 from lib.infers.request import RequestError
 from lib.sam.build import build_sam
@@ -121,6 +122,55 @@ def test_a_refused_request_leaves_the_task_ready(task, images):
     assert {"open", "crop", "encode", "decode", "paste", "write", "total"} <= set(params["latencies"])
     assert params["latencies"]["total"] >= params["latencies"]["encode"]
     assert file.endswith(".nii.gz")
+
+
+class FullGpu(VolumeSegmenter):
+    """The segmenter on a GPU whose memory is full the first `failures` times; it answers as usual afterwards."""
+
+    failures = 1
+    cached = None
+
+    def segment(self, session, prompts):
+        if self.failures:
+            self.failures -= 1
+            session.put("embedding", "x", nbytes=64)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.cached = session.get("embedding")
+        return super().segment(session, prompts)
+
+
+@pytest.fixture
+def full_gpu(task, segmenter):
+    task._segmenter = FullGpu(segmenter.model, segmenter.spec, "untrained", "0" * 12, "cpu")
+    return task
+
+
+def test_when_the_gpu_is_full_it_is_tried_again_without_what_was_cached(full_gpu, segmenter, images):
+    request = requests_for(images)[1]
+    mask = mask_of(full_gpu(request))
+    assert full_gpu._segmenter.failures == 0
+    assert full_gpu._segmenter.cached is None
+    full_gpu._segmenter = segmenter
+    full_gpu.store = SessionStore(2**30)
+    assert np.array_equal(mask_of(full_gpu(request)), mask)
+
+
+def test_when_the_gpu_stays_full_the_answer_is_a_503_that_says_so(full_gpu, images):
+    full_gpu._segmenter.failures = 2
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        full_gpu(requests_for(images)[0])
+    answer = as_http(caught.value)
+    assert answer.status_code == 503
+    assert "GPU has not enough memory" in answer.detail
+    assert "--conf device cpu (CUDA out of memory. Tried" in answer.detail
+    assert mask_of(full_gpu(requests_for(images)[0])).shape == SHAPE[::-1]
+
+
+def test_a_read_is_timed_only_where_there_was_one(task, images):
+    request = {"image": images[0], "foreground": [[20, 20, 18]], "result_write_to_file": False}
+    first, second = (task(request)[1]["latencies"] for _ in range(2))
+    assert {"read", "encode"} <= set(first)
+    assert not {"read", "encode"} & set(second)
 
 
 def test_params_survive_json_without_nan(task, images):

@@ -31,8 +31,9 @@ _STATUS = (
     (VolumeError, 422),
     (WeightsError, 503),
     (MemoryError, 503),
-    (torch.cuda.OutOfMemoryError, 503),
+    (torch.OutOfMemoryError, 503),
 )
+_SHOWN = 200
 EXPECTED = tuple(error for error, _ in _STATUS)
 
 
@@ -47,7 +48,12 @@ def as_http(error: Exception, *folders: str) -> HTTPException:
     text = str(getattr(error, "msg", "") or error)
     if isinstance(error, json.JSONDecodeError):
         text = f"params must be a JSON object: {error}"
-    elif isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    elif isinstance(error, torch.OutOfMemoryError):
+        text = (
+            "The GPU has not enough memory for this request; end what else uses it, "
+            f"or start the server with --conf device cpu ({' '.join(text.split())[:_SHOWN]})."
+        )
+    elif isinstance(error, MemoryError):
         text = f"There is not enough memory for this request; close other images or lower --conf cache_gb ({text})."
     for folder in sorted({f for given in folders for f in (given, os.path.realpath(given))}, key=len, reverse=True):
         text = text.replace(folder.rstrip(os.sep) + os.sep, "")

@@ -18,7 +18,9 @@ from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 
-_SHOWN = 60
+from .infers.request import show
+
+_is_inference: ContextVar[bool] = ContextVar("is_inference", default=False)
 _wants_dicom_seg: ContextVar[bool] = ContextVar("wants_dicom_seg", default=False)
 
 
@@ -43,7 +45,13 @@ def install_checks() -> None:
 async def _look_first(params: str = Form("{}"), output: str | None = None) -> None:
     """A coroutine, so that it runs in the request's own task and the endpoint sees what it noted."""
     parse_params(params)
+    _is_inference.set(True)
     _wants_dicom_seg.set(output == "dicom_seg")
+
+
+def is_inference() -> bool:
+    """Whether this is called on behalf of an inference request."""
+    return _is_inference.get()
 
 
 def parse_params(text: str) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def parse_params(text: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise HTTPException(400, f"params must be a JSON object: {error}") from error
     if not isinstance(params, dict):
-        raise HTTPException(400, f"params must be a JSON object such as {{}}, got {_show(text)}.")
+        raise HTTPException(400, f"params must be a JSON object such as {{}}, got {show(text)}.")
     return params
 
 
@@ -76,7 +84,7 @@ def check_dicom_seg(request: Mapping[str, Any], datastore: Datastore) -> None:
     segments = request.get("label_info")
     if not isinstance(segments, list) or not segments or not all(isinstance(s, dict) for s in segments):
         raise HTTPException(
-            422, f'output=dicom_seg needs label_info such as [{{"name": "liver"}}] in params, got {_show(segments)}.'
+            422, f'output=dicom_seg needs label_info such as [{{"name": "liver"}}] in params, got {show(segments)}.'
         )
 
 
@@ -95,8 +103,3 @@ def check_dicom_seg_mask(voxels: int) -> None:
             "The mask is empty and a DICOM SEG needs at least one voxel; "
             "click in the middle of the structure, or ask for output=image.",
         )
-
-
-def _show(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

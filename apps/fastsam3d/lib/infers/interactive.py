@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ..encode import write_answer
 from ..sam import weights
 from ..sam.device import choose_device
+from ..sam.prompts import Prompts
 from ..sam.segmenter import Segmentation, VolumeSegmenter
-from ..sam.session import SessionStore
+from ..sam.session import ImageSession, SessionStore
 from .request import AnswerOptions, parse_answer, parse_prompts
 
 logger = logging.getLogger(__name__)
@@ -95,12 +97,15 @@ class InteractiveInfer(InferTask):
 
         Returns:
             The answer file, which the caller removes (None if `result_write_to_file` is false), and the parameters:
-            `label_names`, `predicted_iou`, `voxels`, `latencies` (seconds by stage), `model`, `weights`, `warnings`.
+            `label_names`, `predicted_iou`, `voxels`, `latencies`, `model`, `weights`, `warnings`. The latencies are
+            seconds by stage; `read` is a part of `open` and there only if the image was read, `crop` and `encode` only
+            if its embedding was computed.
 
         Raises:
             RequestError, PromptError: the request breaks a rule.
             VolumeError: the image cannot be read or used.
             WeightsError: the model cannot be loaded.
+            torch.OutOfMemoryError: the GPU has not enough memory, even without cached embeddings.
         """
         latencies: dict[str, float] = {}
         with _timed(latencies, "total"):
@@ -115,13 +120,30 @@ class InteractiveInfer(InferTask):
         begin = time.perf_counter()
         with self.store.open(str(request.get("image_id") or request["image"]), request["image"]) as session:
             latencies["open"] = _seconds_since(begin)
+            if session.read_seconds is not None:
+                latencies["read"] = round(session.read_seconds, 4)
             prompts = parse_prompts(request, session.volume.grid)
             with self._lock:
                 with _timed(latencies, "load_model"):
                     segmenter = self._loaded()
-                segmentation = segmenter.segment(session, prompts)
+                try:
+                    segmentation = segmenter.segment(session, prompts)
+                except torch.OutOfMemoryError:
+                    segmentation = None  # leave the handler first: the error holds what the failed attempt allocated
+                if segmentation is None:
+                    segmentation = self._segment_with_room(segmenter, session, prompts)
         latencies.update({stage: round(ms / 1000, 4) for stage, ms in segmentation.timings_ms.items()})
         return segmentation
+
+    def _segment_with_room(self, segmenter: VolumeSegmenter, session: ImageSession, prompts: Prompts) -> Segmentation:
+        """Segments again after the GPU's memory ran out, without the embeddings and logits that the store kept there.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has not enough memory even then.
+        """
+        logger.warning("%s: the GPU's memory is full; its cached embeddings are dropped", self.model)
+        self.store.forget_values(session)
+        return segmenter.segment(session, prompts)
 
     def _params(self, segmentation: Segmentation, answer: AnswerOptions, latencies: dict[str, float]) -> dict[str, Any]:
         iou = float(segmentation.iou)

@@ -87,17 +87,17 @@ def parse_answer(request: Mapping[str, Any]) -> AnswerOptions:
     label = request.get("label") or DEFAULT_LABEL
     if not isinstance(label, str) or len(label) > _MAX_LABEL_LENGTH or not label.isprintable():
         raise RequestError(
-            f"label must be a name of at most {_MAX_LABEL_LENGTH} printable characters, got {_show(label)}."
+            f"label must be a name of at most {_MAX_LABEL_LENGTH} printable characters, got {show(label)}."
         )
     extension = request.get("result_extension") or AnswerOptions.extension
     if extension not in EXTENSIONS:
-        raise RequestError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {_show(extension)}.")
+        raise RequestError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {show(extension)}.")
     dtype = request.get("result_dtype") or AnswerOptions.dtype
     if dtype not in DTYPES:
-        raise RequestError(f"result_dtype must be one of {', '.join(DTYPES)}, got {_show(dtype)}.")
+        raise RequestError(f"result_dtype must be one of {', '.join(DTYPES)}, got {show(dtype)}.")
     write = request.get("result_write_to_file", True)
     if not isinstance(write, bool):
-        raise RequestError(f"result_write_to_file must be true or false, got {_show(write)}.")
+        raise RequestError(f"result_write_to_file must be true or false, got {show(write)}.")
     return AnswerOptions(label, extension, dtype, write)
 
 
@@ -116,7 +116,7 @@ def _clicks(request: Mapping[str, Any]) -> tuple[Click, ...]:
         Click(_point(point, f"{key}[{n}]"), sign) for key, sign in lists for n, point in enumerate(_list(request, key))
     ]
     if len(signs) != len(points) or any(isinstance(s, bool) or s not in (0, 1) for s in signs):
-        raise RequestError(f"point_labels must hold 1 or 0 for each of the {len(points)} points, got {_show(signs)}.")
+        raise RequestError(f"point_labels must hold 1 or 0 for each of the {len(points)} points, got {show(signs)}.")
     clicks += [Click(_point(point, f"points[{n}]"), bool(signs[n])) for n, point in enumerate(points)]
     return tuple(clicks)
 
@@ -132,11 +132,11 @@ def _box(request: Mapping[str, Any], grid: Grid) -> Box | None:
         first = _point(values[0::2], f"{key}[0,2,4]")
         second = _point(values[1::2], f"{key}[1,3,5]")
     else:
-        raise RequestError(f"{key} must be [i0, i1, j0, j1, k0, k1] or two corner points, got {_show(values)}.")
+        raise RequestError(f"{key} must be [i0, i1, j0, j1, k0, k1] or two corner points, got {show(values)}.")
     low = tuple(max(0, min(pair)) for pair in zip(first, second, strict=True))
     high = tuple(min(n - 1, max(pair)) for pair, n in zip(zip(first, second, strict=True), grid.shape, strict=True))
     if any(a > b for a, b in zip(low, high, strict=True)):
-        raise RequestError(f"{key} must touch the image of {_size(grid)} voxels, got {_show(values)}.")
+        raise RequestError(f"{key} must touch the image of {_size(grid)} voxels, got {show(values)}.")
     return Box(low, high)
 
 
@@ -145,18 +145,18 @@ def _list(request: Mapping[str, Any], key: str) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
-        raise RequestError(f"{key} must be a list, got {_show(value)}.")
+        raise RequestError(f"{key} must be a list, got {show(value)}.")
     return value
 
 
 def _point(value: Any, name: str) -> tuple[int, int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 3:
-        raise RequestError(f"{name} must be a point of three voxel indices [i, j, k], got {_show(value)}.")
+        raise RequestError(f"{name} must be a point of three voxel indices [i, j, k], got {show(value)}.")
     for number in value:
         if isinstance(number, bool) or not isinstance(number, numbers.Real):
-            raise RequestError(f"{name} must hold numbers, got {_show(value)}.")
+            raise RequestError(f"{name} must hold numbers, got {show(value)}.")
         if not abs(number) <= _LARGEST_INDEX or number != int(number):
-            raise RequestError(f"{name} must hold whole voxel indices, got {_show(value)}.")
+            raise RequestError(f"{name} must hold whole voxel indices, got {show(value)}.")
     return int(value[0]), int(value[1]), int(value[2])
 
 
@@ -164,6 +164,7 @@ def _size(grid: Grid) -> str:
     return " x ".join(str(n) for n in grid.shape)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """What a client sent, short enough for a message."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -1,0 +1,32 @@
+"""What is noted of an inference request, and what a DICOM SEG needs."""
+
+import asyncio
+
+import pytest
+from fastapi import HTTPException
+from lib import infer_route
+
+
+async def seen_after(output: str | None) -> tuple[bool, bool]:
+    """Whether a request's task is known as an inference, and whether an empty mask is refused in it."""
+    await infer_route._look_first("{}", output)
+    infer_route.check_dicom_seg_mask(1)
+    try:
+        infer_route.check_dicom_seg_mask(0)
+    except HTTPException as error:
+        return infer_route.is_inference(), (error.status_code, "mask is empty" in error.detail) == (422, True)
+    return infer_route.is_inference(), False
+
+
+@pytest.mark.parametrize(("output", "refused"), [("dicom_seg", True), ("image", False), ("json", False), (None, False)])
+def test_an_empty_mask_is_refused_as_a_dicom_seg_alone(output, refused):
+    assert asyncio.run(seen_after(output)) == (True, refused)
+    assert not infer_route.is_inference()
+
+
+@pytest.mark.parametrize("text", ["[1]", '"x"', "{", "[" * 100_000])
+def test_params_that_are_no_object(text):
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(infer_route._look_first(text, None))
+    assert caught.value.status_code == 400
+    assert len(caught.value.detail) < 300
