@@ -49,6 +49,13 @@ def find_orthanc() -> tuple[str, str]:
     return program, str(plugin)
 
 
+def reach_loopback_directly() -> None:
+    """Exempt the loopback address from any proxy that the environment names, here and in processes started from here."""
+    listed = ",".join(os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")).split(",")
+    hosts = ",".join(dict.fromkeys(filter(None, map(str.strip, [*listed, HOST, "localhost"]))))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = hosts
+
+
 def port_is_free(port: int) -> bool:
     """Tell whether a server may listen on this port of the loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -151,7 +158,7 @@ def store_series(source: Path, url: str) -> list[str]:
     return list(dict.fromkeys(one.StudyInstanceUID for one in instances))
 
 
-def run(dicom: Path, app: Path, port: int, folder: Path) -> None:
+def run(dicom: Path, app: Path, port: int, folder: Path, weights: str = "") -> None:
     """Start everything, print the address, and wait for the server to end."""
     program, plugin = find_orthanc()
     if not port_is_free(port):
@@ -167,6 +174,7 @@ def run(dicom: Path, app: Path, port: int, folder: Path) -> None:
         studies = store_series(dicom, store)
         command = [str(Path(sys.executable).parent / "monailabel"), "start_server", "--app", str(app)]
         command += ["--studies", store, "--host", HOST, "--port", str(port)]
+        command += ["--conf", "weights", weights] if weights else []
         # The server's copies of the series live beside Orthanc's database rather than in the user's home folder.
         env = {**os.environ, "MONAI_LABEL_DICOMWEB_CACHE_PATH": str((folder / "cache").resolve())}
         with started(command, env=env) as server:
@@ -199,10 +207,12 @@ def main() -> int:
     parser.add_argument("--app", type=Path, default=ROOT / "apps" / "fastsam3d", help="MONAI Label app")
     parser.add_argument("--port", type=int, default=8000, help="port of the server")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo-ohif", help="working folder")
+    parser.add_argument("--weights", default="", help="--conf weights of the server (default: the app's own choice)")
     options = parser.parse_args()
+    reach_loopback_directly()
     signal.signal(signal.SIGTERM, stop)
     try:
-        run(options.dicom, options.app, options.port, options.folder)
+        run(options.dicom, options.app, options.port, options.folder, options.weights)
     except DemoError as error:
         sys.stderr.write(f"demo-ohif: {error}\n")
         return 1

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts.demo_ohif import reach_loopback_directly
+
 REPO = Path(__file__).resolve().parents[1]
 APP = REPO / "apps" / "fastsam3d"
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
+reach_loopback_directly()
 
 
 def find_shared() -> Path | None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,57 +12,34 @@ import requests
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from scripts import demo_ohif
 from tests.app.serving import free_port
 from tests.app.volumes import SPACING_MM
 
-_PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
 _START_SECONDS = 30
 
 
-def installed() -> tuple[str, str] | None:
-    """Paths of Orthanc and of its DICOMweb plugin, or None."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
-    plugins = [str(path) for folder in _PLUGINS for path in Path(folder).glob("libOrthancDicomWeb.so*")]
-    return (program, plugins[0]) if program and plugins else None
+def missing() -> str | None:
+    """What of Orthanc is not installed, in words; None if nothing."""
+    try:
+        demo_ohif.find_orthanc()
+    except demo_ohif.DemoError as error:
+        return str(error)
+    return None
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """Runs Orthanc with an empty database in a folder; yields its address."""
-    program, plugin = installed()
+    program, plugin = demo_ohif.find_orthanc()
     port = free_port()
-    config = {
-        "StorageDirectory": str(folder / "db"),
-        "IndexDirectory": str(folder / "db"),
-        "Plugins": [plugin],
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
+    url = f"http://{demo_ohif.HOST}:{port}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "orthanc.json").write_text(json.dumps(config))
-    with (folder / "orthanc.log").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                requests.get(url + "/system", timeout=5).raise_for_status()
-                break
-            except requests.ConnectionError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((folder / "orthanc.log").read_text()[-2000:]) from None
-                time.sleep(0.1)
+    config, log = folder / "orthanc.json", folder / "orthanc.log"
+    config.write_text(json.dumps(demo_ohif.orthanc_config(plugin, folder, port)))
+    with demo_ohif.started([program, str(config)], log) as process:
+        demo_ohif.wait_for(url + "/system", process, _START_SECONDS, str(log))
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def send_series(url: str, array: np.ndarray, folder: Path, seed: int = 0) -> str:
