@@ -22,6 +22,8 @@ from lib.sam.networks.prompt3d import NEGATIVE, POSITIVE
 from lib.sam.preprocess import read_volume
 from torch.nn import functional as F
 
+from tests.app.serving import shipped_weights
+
 APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 KEYS = {"part", "case", "ours_ms", "reference_ms", "ratio", "rounds", "threads", "dtype", "device"}
 
@@ -113,7 +115,7 @@ def test_a_generated_scan(tmp_path):
 
 @pytest.fixture(scope="module")
 def network():
-    resolved = weights.resolve("fastsam3d", APP / "model")
+    resolved = weights.resolve("fastsam3d", APP / "model", configured=shipped_weights().partition("=")[2])
     return weights.load_sam(resolved, "cpu"), resolved.spec
 
 

@@ -15,9 +15,21 @@ from pathlib import Path
 
 import requests
 
+MODEL = "fastsam3d"
 APP = Path(__file__).resolve().parents[2] / "apps" / "fastsam3d"
 _START_SECONDS = 120
 _REQUEST_SECONDS = 120
+
+
+def shipped_weights() -> str:
+    """What `--conf weights` says for the model that the repository holds, whatever else was imported on this machine."""
+    registry = json.loads((APP / "model" / "registry.json").read_text())
+    return f"{MODEL}={registry['defaults'][MODEL]}"
+
+
+def shipped_model() -> tuple[str, ...]:
+    """The `--conf` words for a server of the default model alone, with the weights of the repository."""
+    return ("models", MODEL, "weights", shipped_weights())
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 import requests
 from monailabel.client import MONAILabelClient
 
-from tests.app.serving import start, stop
+from tests.app.serving import shipped_model, start, stop
 from tests.app.volumes import CENTRE_IJK, save, scan
 
 pytestmark = [
@@ -22,7 +22,7 @@ def own_server(tmp_path_factory):
     studies.mkdir()
     for n in (1, 2, 3):
         save(studies / f"case{n}.nii.gz", scan(n))
-    running = start(studies, tmp_path_factory.mktemp("home"), "models", "fastsam3d", "labels", "ball:2,air:1")
+    running = start(studies, tmp_path_factory.mktemp("home"), *shipped_model(), "labels", "ball:2,air:1")
     yield running
     stop(running)
 

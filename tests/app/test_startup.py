@@ -12,9 +12,11 @@ from tests.app.volumes import CENTRE_IJK, save, scan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+NOT_OF_THE_REPOSITORY = ("__pycache__", "logs", "bin", "imported", "accepted", ".fetch-*")
+
 
 def copy_of_the_app(folder: Path, *left_out: str) -> Path:
-    ignore = shutil.ignore_patterns("__pycache__", "logs", "bin", *left_out)
+    ignore = shutil.ignore_patterns(*NOT_OF_THE_REPOSITORY, *left_out)
     return Path(shutil.copytree(APP, folder / "app of mine", ignore=ignore))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.serving import Server, free_port, start, stop
+from tests.app.serving import Server, free_port, shipped_model, start, stop
 from tests.clients import demo, phantom
+from tests.needs import need
 
 CASES = 2
 
@@ -28,7 +29,7 @@ def folder_server(phantoms, tmp_path_factory) -> Iterator[Server]:
     (home / "studies").mkdir()
     for image in (phantoms / "studies").glob("*.nii.gz"):
         (home / "studies" / image.name).write_bytes(image.read_bytes())
-    running = start(home / "studies", home, "models", "fastsam3d")
+    running = start(home / "studies", home, *shipped_model())
     yield running
     stop(running)
 
@@ -36,9 +37,6 @@ def folder_server(phantoms, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def ohif_demo(phantoms, tmp_path_factory) -> Iterator[demo.Demo]:
     """Orthanc with the phantom's series, and the server on it, as `make demo-ohif` starts them."""
-    pytest.importorskip("playwright", reason="playwright is not installed: make setup-dev")
-    lacking = demo.missing()
-    if lacking:
-        pytest.skip(lacking)
+    need(demo.missing())
     with demo.running(phantoms / "dicom", tmp_path_factory.mktemp("demo"), free_port()) as running:
         yield running

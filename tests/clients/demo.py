@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import requests
 
 from scripts import demo_ohif
-from tests.app.serving import environment
+from tests.app import orthanc
+from tests.app.serving import environment, shipped_weights
 
 START_SECONDS = 240
 STOP_SECONDS = 40
@@ -36,10 +38,11 @@ class Demo:
 
 def missing() -> str | None:
     """What the demonstration or the browser lacks here, in words; None if nothing."""
-    try:
-        demo_ohif.find_orthanc()
-    except demo_ohif.DemoError as error:
-        return str(error)
+    lacking = orthanc.missing()
+    if lacking:
+        return lacking
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed: make setup-dev"
     if find_chromium() is None:
         return "Chromium is not installed. On Debian or Ubuntu, as root: sh scripts/debian_packages.sh chromium"
     return None
@@ -63,7 +66,7 @@ def running(dicom: Path, folder: Path, port: int) -> Iterator[Demo]:
     env = environment(folder / "home")
     Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(demo_ohif.ROOT / "scripts" / "demo_ohif.py"), "--dicom", str(dicom)]
-    command += ["--port", str(port), "--folder", str(folder / "work")]
+    command += ["--port", str(port), "--folder", str(folder / "work"), "--weights", shipped_weights()]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=folder
