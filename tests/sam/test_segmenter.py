@@ -8,8 +8,8 @@ import pytest
 import torch
 from lib.sam.build import build_sam
 from lib.sam.intensity import padding_floor
-from lib.sam.prompts import Box, Click, PromptError, Prompts
 from lib.sam.placement import place_patch
+from lib.sam.prompts import Box, Click, PromptError, Prompts
 from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter
 from lib.sam.session import SessionStore
 from lib.sam.zoo import get_spec

@@ -29,7 +29,7 @@ from .session import ImageSession
 from .spec import SamSpec
 
 SINGLE_CLICKS = 16
-"""So many clicks are replayed one at a time; later ones in blocks of this size, so that a thousand stay affordable."""
+"""So many clicks are replayed one at a time; later ones in blocks of this size, so that many stay affordable."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ class VolumeSegmenter:
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
-            logits, iou = self.model.decode(embedding, (points, labels), previous)
+            for _ in range(self.spec.first_passes if n == 0 else 1):
+                logits, iou = self.model.decode(embedding, (points, labels), previous)
+                previous = logits
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state

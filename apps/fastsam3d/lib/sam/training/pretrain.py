@@ -45,6 +45,8 @@ class PretrainConfig:
         objects: targets a patch. rounds: (share, objects, rounds) of the kinds of step.
         box_share: steps that begin with a box; half of them with a click too.
         uniform_share: clicks placed anywhere in the error region instead of in its middle.
+        repeat_share: rounds after the first that bring no new click, only the mask before (as published, where one
+            random round and the last are such); so the model learns to improve its own mask.
         stages: (until this share of the budget, edge of the cubes, cubes a step): small cubes first, because what
             convolutions and clicks must learn is local and costs an eighth there.
         real_share, reuse: see TrainingPatches. ema: decay of the averaged weights, which are what is published.
@@ -62,6 +64,7 @@ class PretrainConfig:
     stages: tuple[tuple[float, int, int], ...] = ((0.45, 64, 4), (1.0, 128, 1))
     box_share: float = 0.25
     uniform_share: float = 0.3
+    repeat_share: float = 0.35
     real_share: float = 0.3
     reuse: int = 2
     ema: float = 0.999
@@ -95,7 +98,14 @@ def save_atomic(state: dict, path: Path) -> None:
 
 
 def unroll(
-    model: Sam3D, image: Tensor, target: Tensor, rounds: int, with_box: bool, click_first: bool, uniform_share: float
+    model: Sam3D,
+    image: Tensor,
+    target: Tensor,
+    rounds: int,
+    with_box: bool,
+    click_first: bool,
+    uniform_share: float,
+    repeat_share: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Simulated rounds of prompts.
 
@@ -128,7 +138,8 @@ def unroll(
         points, labels = torch.cat([points, corners], 1), torch.cat([labels, corner_labels], 1)
     current, out = None, []
     for index in range(rounds):
-        if index > 0 or click_first or not with_box:
+        repeated = index > 0 and float(torch.rand(())) < repeat_share
+        if not repeated and (index > 0 or click_first or not with_box):
             point, label = error_clicks(current, truth, uniform_share, cell)
             points, labels = torch.cat([points, point], 1), torch.cat([labels, label], 1)
         logits, iou = model.decode(embedding, (points, labels), previous, window)
@@ -254,7 +265,9 @@ class Pretraining:
         target = batch["target"][:, :objects].to(self.device).float() / 64
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            outs = unroll(self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share)
+            outs = unroll(
+                self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share
+            )
         truth = target.flatten(0, 1)[:, None]
         terms = [mask_loss(logits, truth, iou) for logits, iou in outs]
         loss = sum(t["total"] for t in terms) / len(terms)
