@@ -28,7 +28,8 @@ def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarr
     """Two channels: linear between the 0.5th and 99.5th percentile, and rank (histogram equalisation), both in [-1, 1].
 
     The rank channel hardly changes under monotone changes of intensity (it is computed over 1,024 equal bins), which
-    makes CT, MR and PET look alike; the linear channel keeps the true contrast. Both statistics come from nodes inside the volume; the others become -1.
+    makes CT, MR and PET look alike; the linear channel keeps the true contrast. Both statistics come from nodes inside
+    the volume; the others become -1.
 
     Args:
         x: (S, S, S) finite float32.
