@@ -179,7 +179,8 @@ class ReplayClicks(Inferer):
         logits = torch.zeros(1, 1, *(self.spec.mask_size,) * 3, device=device)
         for n in range(len(self.points)):
             first = n if self.spec.replay == "last" else 0
-            logits, _ = network.decode(embedding, (points[:, first : n + 1], labels[:, first : n + 1]), logits)
+            for _ in range(self.spec.first_passes if n == 0 else 1):
+                logits, _ = network.decode(embedding, (points[:, first : n + 1], labels[:, first : n + 1]), logits)
         size = (self.spec.patch_size,) * 3
         probabilities = torch.sigmoid(F.interpolate(logits, size=size, mode="trilinear", align_corners=False))
         return MetaTensor(probabilities.float().cpu()).copy_meta_from(inputs)
