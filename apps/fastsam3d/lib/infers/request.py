@@ -53,8 +53,9 @@ class AnswerOptions:
 def parse_prompts(request: Mapping[str, Any], grid: Grid) -> Prompts:
     """Reads the clicks and the box.
 
-    Clicks keep the order of their list; positive lists come before negative ones, as clients do not say how the two
-    interleave. A box that reaches past the image is cut to it.
+    Clients do not say how positive and negative clicks interleave: they are taken in turn, first positive, first negative,
+    second positive and so on, each list in its own order. So a new click seldom comes before many that were answered
+    already. A box that reaches past the image is cut to it.
 
     Args:
         request: the client's parameters.
@@ -113,7 +114,10 @@ def _clicks(request: Mapping[str, Any]) -> tuple[Click, ...]:
     if count > MAX_CLICKS:
         raise RequestError(f"A request may hold at most {MAX_CLICKS} clicks, got {count}.")
     clicks = [
-        Click(_point(point, f"{key}[{n}]"), sign) for key, sign in lists for n, point in enumerate(_list(request, key))
+        Click(_point(lst[n], f"{key}[{n}]"), sign)
+        for n in range(max(len(_list(request, key)) for key, _ in lists))
+        for key, sign in lists
+        if n < len(lst := _list(request, key))
     ]
     if len(signs) != len(points) or any(isinstance(s, bool) or s not in (0, 1) for s in signs):
         raise RequestError(f"point_labels must hold 1 or 0 for each of the {len(points)} points, got {show(signs)}.")

@@ -113,15 +113,17 @@ def measure_decode(rounds: int, threads: int, device: torch.device | str = "cpu"
     return [Row.of("decode", _case(), ours, reference, threads, _dtype(device), device)]
 
 
-def _models(device: torch.device | str) -> list[tuple[SamSpec, Sam3D]]:
+def _models(device: torch.device | str) -> list[tuple[SamSpec, VolumeSegmenter | Sam3D]]:
     """Ours as the segmenter serves it, and the reference; random weights, as values do not change the time."""
     torch.manual_seed(0)
     ours, published = get_spec(OURS), get_spec(PUBLISHED)
-    served = VolumeSegmenter(build_sam(ours), ours, "random", "random", device).model
+    served = VolumeSegmenter(build_sam(ours), ours, "random", "random", device)
     return [(ours, served), (published, build_sam(published).float().eval().to(device))]
 
 
-def _click(model: Sam3D, spec: SamSpec, embedding: tuple[Tensor, tuple[Tensor, ...]], device) -> Tensor:
+def _click(
+    model: VolumeSegmenter | Sam3D, spec: SamSpec, embedding: tuple[Tensor, tuple[Tensor, ...]], device
+) -> Tensor:
     centre = [[[spec.patch_size // 2] * 3]]
     points = torch.tensor(centre, dtype=torch.float32, device=device), torch.tensor([[POSITIVE]], device=device)
     previous = torch.zeros(1, 1, *(spec.mask_size,) * 3, device=device)
@@ -134,7 +136,7 @@ def _patch(spec: SamSpec, device: torch.device | str) -> Tensor:
 
 
 def _dtype(device: torch.device | str) -> torch.dtype:
-    return next(_models(device)[0][1].parameters()).dtype
+    return torch.bfloat16 if _models(device)[0][1].half else torch.float32
 
 
 def _case() -> str:

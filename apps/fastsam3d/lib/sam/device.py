@@ -22,3 +22,10 @@ def choose_device(name: str = "auto") -> torch.device:
             f"There is no device {name!r}: {torch.cuda.device_count()} CUDA devices work here; use cpu or auto."
         )
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 natively: CUDA from compute capability 8, CPUs with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

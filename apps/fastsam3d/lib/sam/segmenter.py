@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .build import Sam3D
+from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .intensity import normalise, padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
@@ -84,9 +85,26 @@ class VolumeSegmenter:
     def __init__(
         self, model: Sam3D, spec: SamSpec, weights_name: str, weights_version: str, device: torch.device | str = "cpu"
     ) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
         self.spec, self.device = spec, torch.device(device)
+        self.half = spec.half and has_bfloat16(self.device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        if self.half:
+            self.model = self.model.to(memory_format=torch.channels_last_3d)
         self.weights_name, self.weights_version = weights_name, weights_version
+
+    def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
+        patch = patch.to(self.device)
+        if self.half:
+            patch = patch.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            return self.model.encode(patch)
+
+    def decode(self, embedding, points: tuple[Tensor, Tensor], previous: Tensor) -> tuple[Tensor, Tensor]:
+        """`Sam3D.decode` likewise; logits and IoU in float32."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            logits, iou = self.model.decode(embedding, points, previous)
+        return logits.float(), iou.float()
 
     @torch.inference_mode()
     def segment(self, session: ImageSession, prompts: Prompts) -> Segmentation:
@@ -154,7 +172,7 @@ class VolumeSegmenter:
                 np.maximum(patch, floor[0], out=patch, where=frame.inside())
             patch = normalise(patch, frame.inside(), self.spec.intensity)
         with _stage(timings, "encode"):
-            embedding = self.model.encode(torch.from_numpy(patch)[None].to(self.device))
+            embedding = self.encode(torch.from_numpy(patch)[None])
         session.put(key, embedding)
         return embedding
 
@@ -196,7 +214,7 @@ class VolumeSegmenter:
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
             for _ in range(self.spec.first_passes if n == 0 else 1):
-                logits, iou = self.model.decode(embedding, (points, labels), previous)
+                logits, iou = self.decode(embedding, (points, labels), previous)
                 previous = logits
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)

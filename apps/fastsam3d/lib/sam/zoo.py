@@ -53,6 +53,7 @@ _ROWS = (
         _COMPACT_DECODER,
         intensity="percentile_rank",
         lattice="click",
+        half=True,
         zoom=True,
     ),
     SamSpec(
@@ -61,6 +62,7 @@ _ROWS = (
         _COMPACT_DECODER,
         intensity="percentile_rank",
         lattice="click",
+        half=True,
         zoom=True,
     ),
 )
