@@ -20,8 +20,8 @@ def test_ohif_deepgrow():
         "restore_label_idx": False,
     }
     assert parse_prompts(request, GRID) == Prompts(
-        (Click((10, 20, 30), True), Click((11, 21, 31), True), Click((50, 60, 40), False))
-    )
+        (Click((10, 20, 30), True), Click((50, 60, 40), False), Click((11, 21, 31), True))
+    )  # in turn, as nobody says how the lists interleave
     assert parse_answer(request) == AnswerOptions("foreground", ".nrrd", "uint8", True)
 
 

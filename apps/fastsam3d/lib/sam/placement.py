@@ -22,7 +22,7 @@ MAX_REFINING = 2.5
 
 BOX_MARGIN = 1.4
 CLICK_MARGIN = 1.25
-SMALL, WANTED = 0.35, 0.45
+SMALL, WANTED = 0.22, 0.45
 """A first mask whose longest side is below SMALL of the patch is brought up to WANTED of it."""
 
 TOUCHING, LARGE = 12, 1.5

@@ -126,7 +126,7 @@ class VolumeSegmenter:
                 warnings.append(f"{outside} clicks lie outside the region that the model sees and were not used")
             if prompts.box is not None and not _holds(frame, prompts.box):
                 warnings.append("the box is larger than the region that the model sees and was cut to it")
-            state = self._replay(session, frame, embedding, rounds)
+            state = self._replay(session, frame, embedding, rounds, self.spec.first_passes)
             size = (self.spec.patch_size,) * 3
             logits = F.interpolate(state.logits, size=size, mode="trilinear", align_corners=False)[0, 0]
             logits = logits.float().cpu().numpy()
@@ -151,7 +151,7 @@ class VolumeSegmenter:
         if seen is None:
             embedding = self._embedding(session, frame, timings)
             with _stage(timings, "decode"):
-                state = self._replay(session, frame, embedding, rounds)
+                state = self._replay(session, frame, embedding, rounds, first_passes=1)
                 seen = (look_again(frame, state.logits[0, 0].float().cpu().numpy(), self.spec),)
             session.put(key, seen)
         return place_patch(grid, prompts, self.spec, seen[0])
@@ -198,9 +198,9 @@ class VolumeSegmenter:
         rounds += [tuple(rest[i : i + SINGLE_CLICKS]) for i in range(0, len(rest), SINGLE_CLICKS)]
         return rounds, int((~used).sum())
 
-    def _replay(self, session: ImageSession, frame: PatchFrame, embedding, rounds) -> _State:
+    def _replay(self, session: ImageSession, frame: PatchFrame, embedding, rounds, first_passes: int) -> _State:
         """Runs the decoder for every round that was not replayed before."""
-        base = ("logits", self.weights_version, _frame_key(frame))
+        base = ("logits", self.weights_version, _frame_key(frame), first_passes)
         state, done = None, 0
         for n in range(len(rounds), 0, -1):
             state = session.get((*base, tuple(rounds[:n])))
@@ -213,7 +213,7 @@ class VolumeSegmenter:
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
-            for _ in range(self.spec.first_passes if n == 0 else 1):
+            for _ in range(first_passes if n == 0 else 1):
                 logits, iou = self.decode(embedding, (points, labels), previous)
                 previous = logits
             state = _State(logits, float(iou[0, 0]))

@@ -54,6 +54,7 @@ _ROWS = (
         intensity="percentile_rank",
         lattice="click",
         half=True,
+        first_passes=3,
         zoom=True,
     ),
     SamSpec(
@@ -63,6 +64,7 @@ _ROWS = (
         intensity="percentile_rank",
         lattice="click",
         half=True,
+        first_passes=3,
         zoom=True,
     ),
 )
