@@ -25,6 +25,7 @@ from .geometry import Grid, PatchFrame
 from .intensity import normalise, padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, look_again, place_patch
+from .postprocess import connected_to_clicks
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
@@ -127,9 +128,13 @@ class VolumeSegmenter:
             if prompts.box is not None and not _holds(frame, prompts.box):
                 warnings.append("the box is larger than the region that the model sees and was cut to it")
             state = self._replay(session, frame, embedding, rounds, self.spec.first_passes)
-            size = (self.spec.patch_size,) * 3
-            logits = F.interpolate(state.logits, size=size, mode="trilinear", align_corners=False)[0, 0]
-            logits = logits.float().cpu().numpy()
+            logits = F.interpolate(
+                self._shown(state.logits, rounds),
+                size=(self.spec.patch_size,) * 3,
+                mode="trilinear",
+                align_corners=False,
+            )
+            logits = logits[0, 0].cpu().numpy()
         with _stage(timings, "paste"):
             mask_box, corner = frame.paste(logits)
         if mask_box.size == 0:
@@ -138,6 +143,15 @@ class VolumeSegmenter:
         return Segmentation(
             mask_box, corner, volume.grid, iou, timings, tuple(warnings), self.weights_name, self.weights_version
         )
+
+    def _shown(self, logits: Tensor, rounds) -> Tensor:
+        """The logits (1, 1, m, m, m) of which the mask is made."""
+        if not self.spec.connected:
+            return logits.float()
+        cell = self.spec.patch_size // self.spec.mask_size
+        clicked = [p for r in rounds for p, label in r if label == POSITIVE]
+        cells = np.array(clicked, dtype=int).reshape(-1, 3) // cell
+        return torch.from_numpy(connected_to_clicks(logits[0, 0].float().cpu().numpy(), cells))[None, None]
 
     def _place(self, session: ImageSession, prompts: Prompts, timings: dict[str, float]) -> PatchFrame:
         """The patch, after a first look at the first prompt where the spec zooms."""

@@ -90,6 +90,7 @@ class SamSpec:
         replay: how several clicks reach the network: "last" (one at a time with the previous logits) or "all"
             (accumulated, with the previous logits).
         spacing_mm: edge of a patch voxel.
+        connected: parts of a mask that hold no click on the object are left out (see postprocess.py).
         half: the network runs in bfloat16 where the device does that natively (it was trained so).
         first_passes: decoder passes over the first prompt, each with the logits of the pass before as mask prompt; more
             than one only for models that were trained with rounds that bring no new click.
@@ -104,6 +105,7 @@ class SamSpec:
     intensity: str = "znorm_positive"
     lattice: str = "corner"
     replay: str = "all"
+    connected: bool = False
     half: bool = False
     first_passes: int = 1
     zoom: bool = False

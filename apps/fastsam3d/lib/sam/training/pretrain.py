@@ -306,7 +306,9 @@ class Pretraining:
             rows.append(
                 torch.stack(
                     [
-                        2 * ((x > 0) & truth).flatten(1).sum(1) / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1))
+                        2
+                        * ((x > 0) & truth).flatten(1).sum(1)
+                        / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1)).clamp_min(1)
                         for x, _ in outs
                     ]
                 )
