@@ -140,3 +140,12 @@ def test_padding_far_below_the_data_does_not_change_the_answer(segmenter, tmp_pa
             answers.append(segmenter.segment(session, _clicks((20, 20, 18, True))))
         assert (floor is None) == (padding == -1000)
     assert np.array_equal(answers[1].full_mask(), answers[2].full_mask())
+
+
+def test_a_click_half_a_node_beyond_the_last_moves_the_patch():
+    from lib.sam.geometry import Grid
+
+    grid, spec = Grid((300, 300, 300), np.diag([0.75, 0.75, 0.75, 1])), get_spec("fastsam3d_compact")
+    far = (100 + 127, 100, 100)  # 63.5 nodes from the first click, whose node is 64 of 0 to 127
+    frame = place_patch(grid, _clicks((100, 100, 100, True), (*far, True)), spec)
+    assert 0 <= np.floor(frame.to_patch(np.array([far])) + 0.5).min() and frame.to_patch(np.array([far])).max() < 127.5

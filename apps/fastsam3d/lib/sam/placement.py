@@ -68,19 +68,19 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
     spacing = spec.spacing_mm
     if look is not None:
         frame = _centred(grid, span, np.array([look.low_ijk, look.high_ijk]), look.spacing_mm, spec)
-        if _inside(frame, np.concatenate([span, positive])):
+        if holds(frame, np.concatenate([span, positive])):
             return frame
         spacing = max(spacing, look.spacing_mm)
     elif box is None or spec.lattice != "click":
         frame = _centred(grid, span, span, spacing, spec)
-        if _inside(frame, np.concatenate([span, positive])):
+        if holds(frame, np.concatenate([span, positive])):
             return frame
     region = np.concatenate([span, positive])
     if spec.lattice == "click":
         extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
         spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
     frame = _centred(grid, span, region, spacing, spec)
-    if box is None and len(positive) and not any(_inside(frame, p[None]) for p in positive):
+    if box is None and len(positive) and not any(holds(frame, p[None]) for p in positive):
         frame = _centred(grid, positive[-1:], positive[-1:], spacing, spec)  # they are too far apart: the newest counts
     return frame
 
@@ -141,6 +141,7 @@ def _centred(grid: Grid, span: np.ndarray, region: np.ndarray, spacing: float, s
     return replace(frame, anchor_node=tuple(int(n - s) for n, s in zip(frame.anchor_node, shift)))
 
 
-def _inside(frame: PatchFrame, points_ijk: np.ndarray) -> bool:
+def holds(frame: PatchFrame, points_ijk: np.ndarray) -> bool:
+    """Whether every point (N, 3), in voxels of the scan, has a nearest node in the patch."""
     nodes = frame.to_patch(points_ijk)
-    return bool(((nodes >= -0.5) & (nodes <= frame.size - 0.5)).all())
+    return bool(((nodes >= -0.5) & (nodes < frame.size - 0.5)).all())

@@ -24,7 +24,7 @@ from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .intensity import normalise, padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
-from .placement import first_prompt, look_again, place_patch
+from .placement import first_prompt, holds, look_again, place_patch
 from .postprocess import connected_to_clicks
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
@@ -125,7 +125,7 @@ class VolumeSegmenter:
             rounds, outside = self._rounds(frame, prompts)
             if outside:
                 warnings.append(f"{outside} clicks lie outside the region that the model sees and were not used")
-            if prompts.box is not None and not _holds(frame, prompts.box):
+            if prompts.box is not None and not holds(frame, _corners(prompts.box)):
                 warnings.append("the box is larger than the region that the model sees and was cut to it")
             state = self._replay(session, frame, embedding, rounds, self.spec.first_passes)
             logits = F.interpolate(
@@ -196,7 +196,7 @@ class VolumeSegmenter:
         size = self.spec.patch_size
         rounds = []
         if prompts.box is not None:
-            corners = frame.to_patch(np.array([prompts.box.low_ijk, prompts.box.high_ijk], dtype=np.float64))
+            corners = frame.to_patch(_corners(prompts.box))
             corners = np.sort(corners, axis=0).round().clip(0, size - 1).astype(int)
             rounds.append(tuple((tuple(c), label) for c, label in zip(corners.tolist(), (BOX_LOW, BOX_HIGH))))
         points = np.floor(frame.to_patch(prompts.clicks_ijk) + 0.5).astype(int)
@@ -235,9 +235,8 @@ class VolumeSegmenter:
         return state
 
 
-def _holds(frame: PatchFrame, box: Box) -> bool:
-    nodes = frame.to_patch(np.array([box.low_ijk, box.high_ijk], dtype=np.float64))
-    return bool(((nodes >= -0.5) & (nodes <= frame.size - 0.5)).all())
+def _corners(box: Box) -> np.ndarray:
+    return np.array([box.low_ijk, box.high_ijk], dtype=np.float64)
 
 
 def _frame_key(frame: PatchFrame) -> tuple:
