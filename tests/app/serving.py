@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from lib.benchmarks.servers import end_process_group
 
 MODEL = "fastsam3d"
 APP = Path(__file__).resolve().parents[2] / "apps" / "fastsam3d"
@@ -119,12 +119,4 @@ def start(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Serve
 
 def stop(server: Server) -> None:
     """Ends the process group that `launch` made: the launcher and the server below it."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.process.pid, how)
-            server.process.wait(10)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    end_process_group(server.process)

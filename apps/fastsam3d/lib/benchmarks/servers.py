@@ -23,6 +23,19 @@ class ServerError(RuntimeError):
     """A server that did not start or did not answer; the message holds the end of its log."""
 
 
+def end_process_group(process: subprocess.Popen) -> None:
+    """Ends a process that leads its own group, and everything below it; by force after ten seconds."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+            process.wait(10)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
 class Server:
     """One server; use it in a `with` block, which ends its process.
 
@@ -64,15 +77,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, how)
-                self._process.wait(10)
-                return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+        end_process_group(self._process)
 
     def wait(self) -> None:
         """Returns when the server answers.

@@ -5,6 +5,8 @@ All functions draw from the torch.Generator that they are given, so a seed fixes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,6 +38,15 @@ class Draw:
     def choice(self, items: list):
         """One of the items."""
         return items[self.integer(0, len(items))]
+
+    def weighted(self, shares: Iterable[float]) -> int:
+        """Index of one of the shares, which add up to 1, each as likely as it is large."""
+        pick, total, index = self.uniform(0.0, 1.0), 0.0, -1
+        for index, share in enumerate(shares):
+            total += share
+            if pick < total:
+                return index
+        return index  # rounding left the shares a little below 1
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal values."""

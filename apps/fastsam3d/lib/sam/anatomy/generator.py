@@ -32,11 +32,7 @@ class Case:
 def generate(seed: int, size: int = 128, device: str = "cpu") -> Case:
     """One case; every random choice follows from the seed."""
     draw = Draw(seed, device)
-    pick, total = draw.uniform(0, 1), 0.0
-    for name, share in MIX.items():  # noqa: B007 (read after the loop)
-        total += share
-        if pick < total:
-            break
+    name = list(MIX)[draw.weighted(MIX.values())]
     scene = SCENES[name](draw, size)
     image, inside = render(draw, scene)
     return Case(image, scene.label * inside, inside)

@@ -156,8 +156,8 @@ class PromptEncoder3D(nn.Module):
             sparse = self.embed_points(points[0] + shift, points[1])
         maps = None
         if d.dense_clicks:
-            coords = points if points is not None else (torch.zeros(b, 0, 3, device=device), None)
-            maps = self.prompt_maps(coords[0], coords[1] if coords[1] is not None else coords[0][..., 0], mask)
+            nothing = torch.zeros(b, 0, 3, device=device), torch.zeros(b, 0, dtype=torch.long, device=device)
+            maps = self.prompt_maps(*(points or nothing), mask)
             dense = self.mask_downscaling(maps)
             if d.appearance and points is not None:
                 signs = (points[1] == POSITIVE, points[1] == NEGATIVE)

@@ -257,11 +257,7 @@ class Pretraining:
         self.model.train()
         draw = Draw(c.seed * 7919 + self.step)
         image = batch["image"].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
-        pick, total = draw.uniform(0, 1), 0.0
-        for share, objects, rounds in c.rounds:  # noqa: B007 (read after the loop)
-            total += share
-            if pick < total:
-                break
+        _, objects, rounds = c.rounds[draw.weighted(share for share, _, _ in c.rounds)]
         target = batch["target"][:, :objects].to(self.device).float() / 64
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
