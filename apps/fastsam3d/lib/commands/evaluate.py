@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 from ..cli import UserError, emit
+from ..sam.spec import SamSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clicks", type=int, default=5, help="clicks a structure (default: %(default)s)")
     parser.add_argument(
         "--rule", default="centre", choices=("centre", "ritm", "random"), help="where the next click goes"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a field of the model's spec"
     )
     parser.add_argument("--min-ml", type=float, default=0.0, help="skip smaller structures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -51,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     resolved = weights.resolve(args.model, MODEL_DIR, configured=args.weights)
     network = weights.load_sam(resolved, device)
-    segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+    segmenter = VolumeSegmenter(network, changed_spec(resolved.spec, args.set), resolved.name, resolved.version, device)
     store = SessionStore(AppConf().cache_bytes)
     curves = []
     shown = sorted({1, min(3, args.clicks), min(5, args.clicks), args.clicks})
@@ -86,6 +91,26 @@ def main(args: argparse.Namespace) -> int:
             for c in curves:
                 table.writerow([c.case, c.label, c.name, c.volume_ml, c.model, *c.dice, c.box_dice])
     return 0
+
+
+def changed_spec(spec: SamSpec, changes: list[str]) -> SamSpec:
+    """The spec with `field=value` changes, values as in JSON (`zoom=false`, `replay="last"`).
+
+    Raises:
+        UserError: an unknown field, or a value that is not of the field's type.
+    """
+    for change in changes:
+        name, _, text = change.partition("=")
+        known = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+        plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str)) and k != "name"}
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if name not in plain or type(value) is not type(plain[name]):
+            raise UserError(f"--set takes FIELD=VALUE with one of {', '.join(plain)} and a JSON value, got {change!r}")
+        spec = dataclasses.replace(spec, **{name: value})
+    return spec
 
 
 def _write(path: Path, text: str) -> None:
