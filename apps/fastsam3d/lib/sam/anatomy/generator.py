@@ -17,7 +17,7 @@ from .fields import Draw
 from .rendering import render
 from .scenes import SCENES
 
-MIX = {"torso": 0.6, "cells": 0.15, "scatter": 0.25}
+MIX = {"torso": 0.5, "chest": 0.15, "cells": 0.12, "scatter": 0.23}
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .fields import Draw
-from .shapes import Canvas, blob, curve, packed_cells, tube, vessel_tree
+from .shapes import Canvas, Capsules, blob, capsules, curve, packed_cells, tube, vessel_tree
 
 
 @dataclass
@@ -52,12 +52,15 @@ def empty_scene(draw: Draw, size: int) -> Scene:
     return Scene(zeros.clone(), zeros)
 
 
-def add_body(scene: Scene, canvas: Canvas) -> Tensor:
-    """A trunk with fat, muscle and a cavity; returns the mask of the cavity, where organs go."""
+def add_body(scene: Scene, canvas: Canvas, long_axis: int, radius: tuple[float, float]) -> Tensor:
+    """A trunk with fat, muscle and a cavity; returns the mask of the cavity, where organs go.
+
+    Args:
+        long_axis: along which the trunk leaves the cube. radius: range of the others, in edges of the cube.
+    """
     draw, size = canvas.draw, canvas.size
     centre = size * (0.5 + 0.3 * (draw.rand(3) - 0.5))
-    radii = size * (0.5 + 0.6 * draw.rand(3))
-    long_axis = draw.integer(0, 3)
+    radii = size * (radius[0] + (radius[1] - radius[0]) * draw.rand(3))
     radii[long_axis] = 3.0 * size
     box, level = blob(canvas, centre, radii)
     body = torch.full((size,) * 3, 1e3, device=draw.device)
@@ -114,7 +117,7 @@ def add_organ(scene: Scene, canvas: Canvas, allowed: Tensor | None, scale: tuple
 
 
 def add_spine(scene: Scene, canvas: Canvas, allowed: Tensor | None) -> None:
-    """A chain of bones with discs between; every bone is an object with shell and core."""
+    """A chain of bones with discs between; every bone is an object with shell and core, most with arch and processes."""
     draw = canvas.draw
     height, radius = draw.uniform(12, 22), draw.uniform(9, 18)
     middle = random_place(canvas, allowed)
@@ -124,14 +127,18 @@ def add_spine(scene: Scene, canvas: Canvas, allowed: Tensor | None) -> None:
     frame = torch.linalg.qr(torch.stack([direction, draw.normal(3), draw.normal(3)]).T.cpu())[0].T.to(draw.device)
     wide = radius * draw.uniform(0.75, 1.0)
     wall = draw.uniform(0.8, 2.2)
+    arch = vertebral_arch(draw, height, radius, wide) if draw.chance(0.7) else None
+    reach = max(height, radius) if arch is None else float(arch.ends.norm(dim=-1).max()) + radius * 0.4
     for point in path:
-        if bool((point < -height).any()) or bool((point > canvas.size + height).any()):
+        if bool((point < -reach).any()) or bool((point > canvas.size + reach).any()):
             continue
-        box = canvas.box(point, max(height, radius))
+        box = canvas.box(point, reach)
         local = torch.einsum("ab,bxyz->axyz", frame, canvas.coords[(slice(None), *box)] - point[:, None, None, None])
         ring = torch.sqrt((local[1] / radius).square() + (local[2] / wide).square())
         level = torch.maximum((ring - 1) * radius, local[0].abs() - height * 0.42 + 1.2 * canvas.noise[1][box])
         scene.paint(box, (ring < 0.95) & (local[0].abs() < height * 0.5), disc, None)
+        if arch is not None:
+            level = torch.minimum(level, capsules(local, arch) + 0.5 * canvas.noise[1][box])
         bone = level < 0
         if int(bone.sum()) < 60:
             continue
@@ -139,10 +146,54 @@ def add_spine(scene: Scene, canvas: Canvas, allowed: Tensor | None) -> None:
         scene.paint(box, level < -wall, core, None)
 
 
+def vertebral_arch(draw: Draw, height: float, radius: float, wide: float) -> Capsules:
+    """Pedicles, laminae, transverse and spinous processes behind a vertebral body.
+
+    Frame: axis 0 along the spine, 1 to the side, 2 to the back; voxels. `radius`, `wide`: the body along 1 and 2.
+    """
+    side, back = 0.62 * radius, wide * draw.uniform(1.5, 1.8)
+    drop, length = height * draw.uniform(0.0, 0.6), radius * draw.uniform(0.5, 1.1)
+    lift = 0.15 * height
+    tip = (drop, 0.0, back + 0.35 * wide + length)
+    segments = [((0.0, 0.0, back + 0.35 * wide), tip)]
+    for sign in (-1.0, 1.0):
+        root = (-lift, sign * side, back)
+        segments += [
+            ((-lift, sign * side, 0.7 * wide), root),
+            (root, (0.0, 0.0, back + 0.35 * wide)),
+            (root, (-lift, sign * radius * draw.uniform(1.3, 1.9), back + 0.1 * wide)),
+        ]
+    ends = torch.tensor(segments, device=draw.device)
+    radii = torch.tensor([draw.uniform(0.16, 0.3) * radius for _ in segments], device=draw.device)
+    return Capsules(ends, radii.clamp_min(1.3))
+
+
+def add_lungs(scene: Scene, canvas: Canvas, cavity: Tensor, long_axis: int) -> None:
+    """Two lungs that fill the cavity on both sides of a mediastinum, above a dome, with vessels inside."""
+    draw, size = canvas.draw, canvas.size
+    across = (long_axis + draw.integer(1, 3)) % 3
+    along, lateral = canvas.coords[long_axis], canvas.coords[across]
+    middle = float(lateral[cavity].median()) if bool(cavity.any()) else size / 2
+    gap = size * draw.uniform(0.03, 0.14) * (1 + 0.5 * canvas.noise[0])
+    dome = size * draw.uniform(0.55, 1.1) + size * 0.06 * canvas.noise[0]
+    if draw.chance(0.5):
+        along = size - along
+    vessels = vessel_tree(canvas, draw.uniform(1.0, 2.6)) if draw.chance(0.7) else None
+    tissue = scene.new_tissue("lung")
+    for sign in (-1, 1):
+        apex = size * draw.uniform(-0.2, 0.25) + size * 0.04 * canvas.noise[1]
+        mask = cavity & (sign * (lateral - middle) > gap) & (along < dome) & (along > apex)
+        if int(mask.sum()) < 500:
+            continue
+        scene.paint(WHOLE, mask, tissue, scene.new_object())
+        if vessels is not None:
+            scene.paint(WHOLE, mask & vessels, scene.new_tissue("vessel"), None)
+
+
 def torso(draw: Draw, size: int) -> Scene:
     """Body with organs, bones, tubes and vessels."""
     scene, canvas = empty_scene(draw, size), Canvas(draw, size)
-    cavity = add_body(scene, canvas)
+    cavity = add_body(scene, canvas, draw.integer(0, 3), (0.5, 1.1))
     for _ in range(draw.integer(1, 4)):
         add_organ(scene, canvas, cavity, (24, 60))
     for _ in range(draw.integer(3, 9)):
@@ -158,6 +209,23 @@ def torso(draw: Draw, size: int) -> Scene:
             )
     if draw.chance(0.25):
         mask = vessel_tree(canvas, draw.uniform(2, 5)) & cavity
+        if int(mask.sum()) > 60:
+            scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
+    return scene
+
+
+def chest(draw: Draw, size: int) -> Scene:
+    """Body with two lungs, organs between and below them, bones and vessels."""
+    scene, canvas = empty_scene(draw, size), Canvas(draw, size)
+    long_axis = draw.integer(0, 3)
+    cavity = add_body(scene, canvas, long_axis, (0.32, 0.65))
+    add_lungs(scene, canvas, cavity, long_axis)
+    for _ in range(draw.integer(1, 5)):
+        add_organ(scene, canvas, cavity & (scene.label == 0), (8, 40))
+    if draw.chance(0.5):
+        add_spine(scene, canvas, cavity & (scene.label == 0))
+    for _ in range(draw.integer(0, 3)):
+        mask = tube(canvas, draw.log_uniform(2.5, 13)) & (scene.label == 0)
         if int(mask.sum()) > 60:
             scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
     return scene
@@ -231,4 +299,4 @@ def from_label_map(draw: Draw, label: Tensor, around: Tensor) -> Scene:
     return scene
 
 
-SCENES = {"torso": torso, "cells": cells, "scatter": scatter}
+SCENES = {"torso": torso, "chest": chest, "cells": cells, "scatter": scatter}

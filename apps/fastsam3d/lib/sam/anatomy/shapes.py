@@ -6,6 +6,8 @@ case, so that neighbouring shapes stay consistent with each other.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,27 @@ def blob(canvas: Canvas, centre: Tensor, radii: Tensor) -> tuple[tuple[slice, sl
     power = draw.uniform(1.7, 4.0)
     level = local.abs().clamp_min(1e-4).pow(power).sum(0).pow(1.0 / power) - 1.0
     rough = draw.uniform(0.0, 0.22)
-    noise = canvas.noise[draw.integer(0, 3)].roll(draw.integer(0, canvas.size), dims=draw.integer(0, 3))
+    noise = canvas.noise[draw.integer(0, 3)].transpose(0, draw.integer(0, 3)).flip(draw.integer(0, 3))
     return box, (level + rough * noise[box]) * float(radii.min())
+
+
+class Capsules(NamedTuple):
+    """Rounded rods: ends (n, 2, 3) and radii (n,), in the voxels of one frame."""
+
+    ends: Tensor
+    radii: Tensor
+
+
+def capsules(coords: Tensor, rods: Capsules) -> Tensor:
+    """Signed distance to the union of rods: coords (3, X, Y, Z) in their frame -> (X, Y, Z), negative inside."""
+    best = torch.full(coords.shape[1:], torch.inf, device=coords.device)
+    for (start, end), radius in zip(rods.ends, rods.radii.tolist()):
+        along = end - start
+        offset = coords - start[:, None, None, None]
+        share = torch.einsum("a,axyz->xyz", along, offset) / along.square().sum().clamp_min(1e-6)
+        offset = offset - share.clamp(0, 1) * along[:, None, None, None]
+        best = torch.minimum(best, offset.square().sum(0).sqrt() - radius)
+    return best
 
 
 def stamp_path(canvas: Canvas, points: Tensor, radii: Tensor, out: Tensor) -> Tensor:
