@@ -134,7 +134,7 @@ def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
         if n > 1:
             keep = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
             cells = cells * torch.from_numpy(parts == keep)
-        if float((cells >= 0.5).sum()) >= 1:
+        if bool((cells > 0.5).any()):  # what losses and clicks count as the object
             targets.append((cells * 64).round().to(torch.uint8))
     if not targets:
         return torch.empty(0)
