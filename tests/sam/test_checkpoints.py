@@ -219,29 +219,10 @@ def test_the_published_manifests(shared_dir, name, spec):
         check_fit(found | decoder_alone(sample_state("sam_med3d")), SPECS[spec], name)
 
 
-@pytest.mark.parametrize("name, what", [("LiteMedSAM", "TinyViT"), ("RepViT-SAM", "RepViT")])
-@pytest.mark.parametrize("prefixed", [True, False])
-def test_the_published_2d_files_are_refused(shared_dir, name, what, prefixed):
-    conformance = shared_dir / "conformance"
-    row = next(r for r in json.loads((conformance / "checkpoints.json").read_text()) if r["name"] == name)
-    state = {}
-    for piece in row["parts"] if prefixed else row["parts"][:1]:
-        tensors = json.loads((conformance / "manifests" / f"{piece['manifest']}.json").read_text())["tensors"]
-        prefix = piece["prefix"] if prefixed else ""
-        state |= {prefix + key: torch.zeros(()).expand(shape) for key, shape, *_ in tensors}
-    with pytest.raises(WeightsError, match=f"{what}.*2D models are not supported yet"):
-        state_of(state, row["published_file"])
-
-
-def test_2d_models_are_refused():
-    for key, shape, what in (
-        ("image_encoder.patch_embed.seq.0.c.weight", (32, 3, 1, 1), "TinyViT"),
-        ("features.0.0.c.weight", (40, 3, 3, 3), "RepViT"),
-        ("image_encoder.patch_embed.proj.weight", (768, 3, 16, 16), "2D ViT"),
-        ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", (2, 128), "2D prompt encoder"),
-    ):
-        with pytest.raises(WeightsError, match=f"{what}.*2D models are not supported yet"):
-            state_of({key: torch.zeros(shape)}, "flat.pth")
+def test_a_vit_for_images_is_refused():
+    for prefix in ("", "image_encoder."):
+        with pytest.raises(WeightsError, match="2D ViT encoder .SAM, MedSAM., which is not supported"):
+            state_of({f"{prefix}patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)}, "medsam_vit_b.pth")
 
 
 @pytest.mark.parametrize(

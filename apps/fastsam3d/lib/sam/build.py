@@ -1,4 +1,4 @@
-"""The builders: one for the 3D networks, one for the 2D networks."""
+"""The builders: one for the 3D networks, one for the 2D networks, and the choice between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .networks.repvit import RepVitEncoder
 from .networks.sam2d import MaskDecoder2D, PromptEncoder2D
 from .networks.tinyvit import TinyVitEncoder
 from .networks.vit3d import ImageEncoder3D
-from .spec import Sam2dSpec, SamSpec, TinyVitSpec
+from .spec import AnySpec, Sam2dSpec, SamSpec, TinyVitSpec
 
 
 class Sam3D(nn.Module):
@@ -119,3 +119,13 @@ def build_sam2d(spec: Sam2dSpec) -> Sam2D:
     """Networks of that spec with fresh (random) weights, on the CPU, in training mode."""
     with torch.device("cpu"):
         return Sam2D(spec)
+
+
+def build_network(spec: AnySpec) -> Sam3D | Sam2D:
+    """`build_sam` or `build_sam2d`, by the kind of spec."""
+    return build_sam2d(spec) if isinstance(spec, Sam2dSpec) else build_sam(spec)
+
+
+def network_class(spec: AnySpec) -> type[Sam3D] | type[Sam2D]:
+    """The class of that spec's networks."""
+    return Sam2D if isinstance(spec, Sam2dSpec) else Sam3D

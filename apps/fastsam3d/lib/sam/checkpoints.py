@@ -1,6 +1,6 @@
 """Which network a checkpoint belongs to, and whether it fits: key maps, recognition, strict comparison.
 
-A state is a dictionary of tensors whose keys are those of `build.Sam3D`, which are the published ones:
+A state is a dictionary of tensors whose keys are those of `build.Sam3D` or `build.Sam2D`, which are the published ones:
 `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`.
 """
 
@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .build import Sam3D
+from .build import network_class
 from .checkpoint_files import WeightsError
-from .spec import EncoderSpec, SamSpec
-from .zoo import SPECS
+from .spec import AnySpec, EncoderSpec, Sam2dSpec
+from .zoo import SPECS, SPECS_2D
 
 ENCODER, DECODER = ("image_encoder.",), ("prompt_encoder.", "mask_decoder.")
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+COUNTER = ".num_batches_tracked"  # of a batch norm, a whole number
 SHOWN = 5  # differences of a kind that an error names
 
 _WRAPPERS = ("model_state_dict", "average", "state_dict", "model")
 _OUTER_PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")
 _BARE_ENCODER = ("pos_embed", "patch_embed.", "blocks.", "neck.", "features.", "layers.")
+_ENCODER_2D = ("image_encoder.patch_embed.seq.", "image_encoder.features.")  # TinyViT, RepViT
 _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 # The keys do not tell a residual rule or a sparse attention without tables of its own; these are what is published
-# and what ships. Other rows of the zoo are chosen by name or by a file's metadata.
+# and what ships. Other rows of the zoo are chosen by name or by a file's metadata. (Of the models for images all rows are
+# recognised, except that tensors do not tell whether the embedding is enlarged: the enlarged row comes first.)
 _RECOGNISED = (
     "fastsam3d_published_h6",
     "fastsam3d_published_h12",
@@ -50,7 +53,7 @@ class Traits(NamedTuple):
 
 
 def state_of(value: Any, source: str) -> dict[str, Tensor]:
-    """The tensors of an unpickled checkpoint, with the keys of `Sam3D`.
+    """The tensors of an unpickled checkpoint, with the keys of `Sam3D` or `Sam2D`.
 
     Accepts a training checkpoint (`model_state_dict`, or a run's `average`), plain weights, wrappers' prefixes such as
     `module.`, and an encoder alone without its prefix.
@@ -59,7 +62,7 @@ def state_of(value: Any, source: str) -> dict[str, Tensor]:
         value: what the file holds. source: its name, for errors.
 
     Raises:
-        WeightsError: no dictionary of tensors, or one of a 2D model.
+        WeightsError: no dictionary of tensors, or one of a model for images that has no place here (SAM's own ViT).
     """
     state = value
     if isinstance(state, Mapping):
@@ -77,11 +80,11 @@ def state_of(value: Any, source: str) -> dict[str, Tensor]:
     if not any(key.startswith(ENCODER + DECODER) for key in state):
         if not any(key.startswith(_BARE_ENCODER) for key in state):
             raise WeightsError(
-                f"{source} holds no part of a 3D segmenter (image_encoder, prompt_encoder, mask_decoder); "
+                f"{source} holds no part of a promptable segmenter (image_encoder, prompt_encoder, mask_decoder); "
                 f"its first keys are {_listed(state)}"
             )
         state = {ENCODER[0] + key: tensor for key, tensor in state.items()}
-    _refuse_2d(state, source)
+    _refuse_vit_2d(state, source)
     return state
 
 
@@ -96,13 +99,13 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def expected_shapes(spec: SamSpec) -> Shapes:
+def expected_shapes(spec: AnySpec) -> Shapes:
     """Shape by key of that spec's networks; built without memory."""
     with torch.device("meta"):
-        return shapes_of(Sam3D(spec).state_dict())
+        return shapes_of(network_class(spec)(spec).state_dict())
 
 
-def recognise(shapes: Shapes, source: str) -> SamSpec:
+def recognise(shapes: Shapes, source: str) -> AnySpec:
     """The zoo's row of an encoder, from the shapes of its tensors.
 
     rel_pos_d of [15, 128] tells 6 heads and of [15, 64] 12, [27, 64] the teacher's windows.
@@ -111,6 +114,8 @@ def recognise(shapes: Shapes, source: str) -> SamSpec:
         WeightsError: no row fits; the text names what differs from the nearest.
     """
     encoder = part(shapes, ENCODER)
+    if any(key.startswith(_ENCODER_2D) for key in encoder):
+        return _recognise_2d(encoder, source)
     found = _traits(encoder)
     for name in _RECOGNISED:
         if found == _traits_of(SPECS[name].encoder):
@@ -125,7 +130,7 @@ def recognise(shapes: Shapes, source: str) -> SamSpec:
     )
 
 
-def check_fit(state: Mapping[str, Tensor], spec: SamSpec, source: str, expected: Shapes | None = None) -> None:
+def check_fit(state: Mapping[str, Tensor], spec: AnySpec, source: str, expected: Shapes | None = None) -> None:
     """Strict comparison with the spec's networks.
 
     Args:
@@ -133,13 +138,14 @@ def check_fit(state: Mapping[str, Tensor], spec: SamSpec, source: str, expected:
 
     Raises:
         WeightsError: naming the first keys that are missing, unexpected or of another shape, or tensors that are not
-            finite floating-point numbers.
+            finite floating-point numbers (apart from the counters of batch norms).
     """
     problem = differences(shapes_of(state), expected or expected_shapes(spec))
     if problem:
         raise WeightsError(f"{source} does not fit {spec.name}: {problem}")
     for key, tensor in state.items():
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
+        numbers = tensor.is_floating_point() or (key.endswith(COUNTER) and tensor.dtype == torch.int64)
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and numbers
         if not plain or tensor.is_quantized:
             raise WeightsError(
                 f"{source}: {key} is not a plain floating-point tensor ({tensor.dtype}, {tensor.layout})"
@@ -178,20 +184,25 @@ def _traits_of(spec: EncoderSpec) -> Traits:
     return Traits(bool(spec.stem_widths), spec.width, spec.depth, heads, spec.window)
 
 
-def _refuse_2d(state: Mapping[str, Tensor], source: str) -> None:
-    what = None
+def _recognise_2d(encoder: Shapes, source: str) -> Sam2dSpec:
+    """The first row for images whose encoder has exactly these tensors."""
+    expected = {name: part(expected_shapes(spec), ENCODER) for name, spec in SPECS_2D.items()}
+    found = next((name for name, shapes in expected.items() if shapes == encoder), None)
+    if found is None:
+        nearest = max(expected, key=lambda name: len(encoder.items() & expected[name].items()))
+        raise WeightsError(
+            f"{source} fits no known model for images. Nearest is {nearest}: {differences(encoder, expected[nearest])}"
+        )
+    return SPECS_2D[found]
+
+
+def _refuse_vit_2d(state: Mapping[str, Tensor], source: str) -> None:
     patch = state.get("image_encoder.patch_embed.proj.weight")
-    gaussian = state.get(GAUSSIAN)
-    if any(key.startswith("image_encoder.patch_embed.seq.") for key in state):
-        what = "a TinyViT encoder (LiteMedSAM and its kind)"
-    elif any(key.startswith("image_encoder.features.") for key in state):
-        what = "a RepViT encoder (RepViT-SAM, RepMedSAM)"
-    elif patch is not None and patch.ndim == 4:
-        what = "a 2D ViT encoder (SAM, MedSAM)"
-    elif gaussian is not None and gaussian.ndim == 2 and gaussian.shape[0] == 2:
-        what = "a 2D prompt encoder (SAM and its kind)"
-    if what:
-        raise WeightsError(f"{source} holds {what}: 2D models are not supported yet")
+    if patch is not None and patch.ndim == 4:
+        raise WeightsError(
+            f"{source} holds a 2D ViT encoder (SAM, MedSAM), which is not supported; "
+            "models for images here are LiteMedSAM (TinyViT) and RepViT-SAM or RepMedSAM (RepViT)"
+        )
 
 
 def _listed(names: Any) -> str:

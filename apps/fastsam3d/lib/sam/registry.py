@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint_files import WeightsError
-from .zoo import SPECS
+from .zoo import ALL_SPECS
 
 REGISTRY_FILE = "registry.json"
 IMPORTED = "imported"
 UNPINNED = "unpinned"
+_PREFIXES = ("sam_med3d", "repmedsam", "litemedsam")  # rows of the zoo that begin so are of that model
 _HEX = re.compile(r"[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -35,7 +36,7 @@ class WeightEntry:
 
     Attributes:
         name: what --conf weights, `weights fetch` and answers call it.
-        model: the model that these weights are for, "fastsam3d" or "sam_med3d".
+        model: the model that these weights are for, see `model_of`.
         files: names in the row's folder: one file, or encoder and decoder.
         sha256: hex digest of each file, or "unpinned".
         url: where the (single) file is published, or None.
@@ -66,6 +67,8 @@ class WeightEntry:
 _FASTSAM3D_HUB = "https://huggingface.co/techlove/FastSAM3D"
 _FASTSAM3D_PAGE = "https://github.com/arcadelab/FastSAM3D"
 _SAM_MED3D_HUB = "https://huggingface.co/blueyo0/SAM-Med3D"
+_LITEMEDSAM_PAGE = "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM"
+_REPVIT_PAGE = "https://github.com/THU-MIG/RepViT"
 _NO_HASH = "unpinned: no published hash could be checked"
 _BY_HAND = f"{_NO_HASH}; no stable address is known: get it by way of {_FASTSAM3D_PAGE}, then weights import"
 
@@ -119,6 +122,25 @@ _ROWS = (
         "sam_med3d",
         url=f"{_SAM_MED3D_HUB}/resolve/main/sam_med3d_turbo.pth",
         note=f"the teacher; {_NO_HASH}",
+    ),
+    WeightEntry(
+        "litemedsam_published",
+        "litemedsam",
+        ("lite_medsam.pth",),
+        (UNPINNED,),
+        f"code Apache-2.0; for the weights' terms see {_LITEMEDSAM_PAGE}",
+        "litemedsam",
+        note=f"baseline and teacher of RepMedSAM; {_NO_HASH}; get it by hand from {_LITEMEDSAM_PAGE}, then weights import",
+    ),
+    WeightEntry(
+        "repvit_sam_published",
+        "repmedsam",
+        ("repvit_sam.pt",),
+        (UNPINNED,),
+        f"code Apache-2.0; for the weights' terms see {_REPVIT_PAGE}",
+        "repmedsam",
+        note="RepViT-SAM, for photographs at 1024 pixels: a start for training rather than a medical model; "
+        f"{_NO_HASH}; get it by hand from {_REPVIT_PAGE}, then weights import",
     ),
 )
 
@@ -224,8 +246,8 @@ def _row(raw: Any, path: Path) -> WeightEntry:
         raise WeightsError(f"{entry.name} in {path} must list one or two files and a sha256 for each")
     for file in entry.files:
         plain_name(file, f"a file of {entry.name} in {path}")
-    if entry.spec not in SPECS:
-        raise WeightsError(f"{entry.name} in {path} names the spec {entry.spec!r}; known are {', '.join(SPECS)}")
+    if entry.spec not in ALL_SPECS:
+        raise WeightsError(f"{entry.name} in {path} names the spec {entry.spec!r}; known are {', '.join(ALL_SPECS)}")
     if entry.model != model_of(entry.spec):
         raise WeightsError(f"{entry.name} in {path} is of {entry.spec}, so its model must be {model_of(entry.spec)}")
     if entry.url is not None and not isinstance(entry.url, str):
@@ -237,4 +259,4 @@ def _row(raw: Any, path: Path) -> WeightEntry:
 
 def model_of(spec_name: str) -> str:
     """The model that serves weights of that spec."""
-    return "sam_med3d" if spec_name.startswith("sam_med3d") else "fastsam3d"
+    return next((model for model in _PREFIXES if spec_name.startswith(model)), "fastsam3d")

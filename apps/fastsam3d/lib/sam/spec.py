@@ -225,3 +225,6 @@ class Sam2dSpec:
     def mask_size(self) -> int:
         """Edge of the low-resolution masks, pixels (four a cell of the embedding)."""
         return 4 * self.grid
+
+
+AnySpec = SamSpec | Sam2dSpec

@@ -24,19 +24,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import Sam3D, build_sam
+from .build import Sam2D, Sam3D, build_network
 from .checkpoint_files import SUFFIXES, WeightsError, file_sha256, read_contents, read_header
 from .checkpoints import DECODER, check_fit, part, shapes_of, state_of
 from .registry import IMPORTED, REGISTRY, WeightEntry, entries, folder_of, imported, model_of, plain_name, read_registry
-from .spec import SamSpec
+from .spec import AnySpec
 from .weights_files import choose_spec
-from .zoo import SPECS
+from .zoo import ALL_SPECS
 
 __all__ = ["REGISTRY", "ResolvedWeights", "WeightEntry", "WeightsError", "load_sam", "resolve", "verify", "version_of"]
 
 ACCEPTED = "accepted"
 POINTER = "current.json"
-_MODELS = tuple(dict.fromkeys(model_of(name) for name in SPECS))
+_MODELS = tuple(dict.fromkeys(model_of(name) for name in ALL_SPECS))
 _HALVES = ("_encoder.safetensors", "_decoder.safetensors")
 _COMMAND = "python apps/fastsam3d weights"
 
@@ -52,7 +52,7 @@ class ResolvedWeights:
 
     name: str
     paths: tuple[Path, ...]
-    spec: SamSpec
+    spec: AnySpec
     version: str
     origin: str
 
@@ -61,7 +61,7 @@ def resolve(model: str, model_dir: str | Path, configured: str | Path | None = N
     """Chooses a model's weights and checks their hashes; cheap when nothing changed.
 
     Args:
-        model: "fastsam3d" or "sam_med3d".
+        model: "fastsam3d", "sam_med3d", "repmedsam" or "litemedsam".
         model_dir: the app's folder of weights.
         configured: the user's choice: a name of the registry, a file, or a folder that holds one.
 
@@ -85,16 +85,19 @@ def resolve(model: str, model_dir: str | Path, configured: str | Path | None = N
     return found
 
 
-def load_sam(resolved: ResolvedWeights, device: torch.device | str = "cpu") -> Sam3D:
-    """The network with its weights: float32, in eval mode, without gradients.
+def load_sam(resolved: ResolvedWeights, device: torch.device | str = "cpu") -> Sam3D | Sam2D:
+    """The network with its weights: float32, in eval mode, without gradients; a RepViT in its trained form.
 
     Raises:
         WeightsError: a file cannot be read safely, does not fit the spec exactly, or changed since it was chosen.
     """
     state = _read(resolved.paths)
-    model = build_sam(resolved.spec)
+    model = build_network(resolved.spec)
     check_fit(state, resolved.spec, _names(resolved.paths), shapes_of(model.state_dict()))
-    own = {key: tensor.to(torch.float32, copy=True).contiguous() for key, tensor in state.items()}
+    own = {
+        key: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+        for key, tensor in state.items()
+    }
     model.load_state_dict(own, strict=True, assign=True)
     if version_of(resolved.paths) != resolved.version:
         raise WeightsError(f"{_names(resolved.paths)} changed while it was being loaded; try again")
@@ -141,7 +144,7 @@ def _configured(choice: str, model: str, model_dir: Path) -> ResolvedWeights:
     rows = entries(model_dir)
     if choice in rows:
         paths = verify(rows[choice], model_dir)
-        return ResolvedWeights(choice, paths, SPECS[rows[choice].spec], version_of(paths), "configured")
+        return ResolvedWeights(choice, paths, ALL_SPECS[rows[choice].spec], version_of(paths), "configured")
     path = Path(choice).expanduser()
     if path.is_dir():
         return _in_folder(path, model)
@@ -163,7 +166,7 @@ def _in_folder(folder: Path, model: str) -> ResolvedWeights:
     row = next((row for row in rows if row.name == defaults.get(model)), rows[-1] if rows else None)
     if row:
         paths = verify(row, folder)
-        return ResolvedWeights(row.name, paths, SPECS[row.spec], version_of(paths), "configured")
+        return ResolvedWeights(row.name, paths, ALL_SPECS[row.spec], version_of(paths), "configured")
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     pair = len(files) == 2 and all(any(path.name.endswith(end) for path in files) for end in _HALVES)
     if len(files) == 1 or pair:
@@ -187,7 +190,7 @@ def _accepted(model: str, model_dir: Path) -> ResolvedWeights | None:
         raise WeightsError(f"{pointer} cannot be read as JSON: {error}") from error
     remedy = f"delete {pointer} to go back to what is imported or ships"
     try:
-        spec = SPECS[content["spec"]]
+        spec = ALL_SPECS[content["spec"]]
         paths = tuple(pointer.parent / plain_name(file, f"a file in {pointer}") for file in content["files"])
         expected, name = content["version"], str(content.get("name") or f"{model}-accepted")
     except (LookupError, TypeError, AttributeError) as error:
@@ -204,7 +207,7 @@ def _imported(model: str, model_dir: Path) -> ResolvedWeights | None:
     for row in reversed(imported(model_dir)):
         if row.model == model and all((folder_of(row, model_dir) / file).is_file() for file in row.files):
             paths = verify(row, model_dir)
-            return ResolvedWeights(row.name, paths, SPECS[row.spec], version_of(paths), "imported")
+            return ResolvedWeights(row.name, paths, ALL_SPECS[row.spec], version_of(paths), "imported")
     return None
 
 
@@ -216,7 +219,7 @@ def _shipped(model: str, model_dir: Path) -> ResolvedWeights | None:
     if not row.pinned:
         raise WeightsError(f"{row.name} ships with the app, so its sha256 must be in {model_dir / 'registry.json'}")
     paths = verify(row, model_dir)
-    return ResolvedWeights(row.name, paths, SPECS[row.spec], version_of(paths), "shipped")
+    return ResolvedWeights(row.name, paths, ALL_SPECS[row.spec], version_of(paths), "shipped")
 
 
 def _what_is_there(path: Path, rows: dict[str, WeightEntry], model_dir: Path) -> str:
@@ -269,12 +272,12 @@ def _digest_of(path: str, size: int, mtime_ns: int) -> str:
     return file_sha256(Path(path))
 
 
-def _spec_of(paths: tuple[Path, ...]) -> SamSpec:
+def _spec_of(paths: tuple[Path, ...]) -> AnySpec:
     return _spec_of_files(tuple(_identity(path) for path in paths))
 
 
 @lru_cache(maxsize=64)
-def _spec_of_files(identities: tuple[tuple[str, int, int], ...]) -> SamSpec:
+def _spec_of_files(identities: tuple[tuple[str, int, int], ...]) -> AnySpec:
     paths = [Path(identity[0]) for identity in identities]
     if all(path.suffix == ".safetensors" for path in paths):
         headers = [read_header(path) for path in paths]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save_file
@@ -14,8 +15,8 @@ from torch import Tensor
 from .checkpoint_files import WeightsError, file_sha256, read_contents
 from .checkpoints import DECODER, ENCODER, GAUSSIAN, check_fit, part, recognise, shapes_of, state_of
 from .registry import REGISTRY, SHIPPED, WeightEntry, model_of, plain_name, read_registry, record
-from .spec import SamSpec
-from .zoo import SPECS
+from .spec import AnySpec, Sam2dSpec
+from .zoo import ALL_SPECS
 
 SHIPPED_MAX_BYTES = 16 * 2**20
 _UNKNOWN_LICENCE = "not stated; see where the file comes from"
@@ -43,8 +44,8 @@ def import_checkpoint(
         The written file.
 
     Raises:
-        WeightsError: the file cannot be read safely, is of an unknown or a 2D model, or differs from its model; the
-            text names the first keys and shapes that differ.
+        WeightsError: the file cannot be read safely, is of an unknown model, or differs from its model; the text names
+            the first keys and shapes that differ.
         OSError: the folder cannot be written.
     """
     path, out_dir = Path(path), Path(out_dir)
@@ -62,7 +63,7 @@ def import_checkpoint(
     if not part(state, DECODER):
         raise WeightsError(
             f"{names} holds an encoder alone; give the file with its prompt encoder and mask decoder, "
-            "such as sam_med3d_turbo.pth, with --decoder"
+            f"such as {'lite_medsam.pth' if isinstance(chosen, Sam2dSpec) else 'sam_med3d_turbo.pth'}, with --decoder"
         )
     check_fit(state, chosen, names)
     source = source or _published(path.name, chosen, alone)
@@ -82,10 +83,7 @@ def import_checkpoint(
 def export_run(
     checkpoint: Path, out_dir: Path, name: str = "fastsam3d_compact", release: int = 1, licence: str = "Apache-2.0"
 ) -> tuple[Path, Path]:
-    """Turns a run's checkpoint.pt (training/pretrain.py) into the pair of float16 files that ships.
-
-    The averaged weights are taken; the random matrix of the position encoding stays float32, because its product is an
-    angle. The row `<name>-v<release>` of registry.json beside them gets the files' hashes, as the model's default.
+    """Turns a run's checkpoint.pt (training/) into the pair of files that ships; the averaged weights are taken.
 
     Returns:
         Encoder and decoder file.
@@ -99,23 +97,53 @@ def export_run(
     content = read_contents(checkpoint).value
     try:
         average, config = content["average"], json.loads(content["config"])
-        spec = SPECS[config["spec"]]
+        spec = ALL_SPECS[config["spec"]]
     except (LookupError, TypeError, ValueError) as error:
         raise WeightsError(
             f'{checkpoint} is no checkpoint of a training run: it needs "average" and "config" with a known spec ({error})'
         ) from error
     state = state_of(average, checkpoint.name)
-    check_fit(state, spec, checkpoint.name)
-    halves = {key: tensor.to(torch.float32 if key == GAUSSIAN else torch.float16) for key, tensor in state.items()}
-    check_fit(halves, spec, f"{checkpoint.name} in float16")
-    metadata = {
-        "spec": spec.name,
-        "model": model_of(spec.name),
-        "licence": licence,
-        "step": str(content.get("step", "")),
-        "minutes": f"{float(content.get('seconds') or 0) / 60:.0f}",
-        "recipe": content["config"],
-    }
+    step, minutes = str(content.get("step", "")), f"{float(content.get('seconds') or 0) / 60:.0f}"
+    metadata = {"step": step, "minutes": minutes, "recipe": content["config"]}
+    note = f"ships with the app; step {step} after {minutes} minutes"
+    return write_model(state, spec, out_dir, name, release, licence, metadata, note)
+
+
+def write_model(
+    state: Mapping[str, Tensor],
+    spec: AnySpec,
+    out_dir: Path,
+    name: str,
+    release: int = 1,
+    licence: str = "Apache-2.0",
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    note: str = "ships with the app",
+) -> tuple[Path, Path]:
+    """Writes a model's weights in the form that ships: an encoder's and a decoder's safetensors, in float16.
+
+    What is small stays float32: the random matrix of the position encoding (its product is an angle) and, of models with
+    batch norms, every vector. A RepViT is written in its trained form; the fused form is derived when it is used. The row
+    `<name>-v<release>` of registry.json beside the files gets their hashes, as the model's default.
+
+    Args:
+        state: tensors with the keys of `build.Sam3D` or `build.Sam2D`.
+        spec: of the zoo.
+        name: start of the files' names.
+        metadata: texts for the files' headers. note: one line for people.
+
+    Returns:
+        Encoder and decoder file.
+
+    Raises:
+        WeightsError: the tensors do not fit the spec, are not finite in float16, or a file would be larger than 16 MiB.
+        OSError: the folder cannot be written.
+    """
+    out_dir = Path(out_dir)
+    plain_name(name, "--name")
+    check_fit(state, spec, name)
+    halves = {key: tensor.to(_shipped_dtype(key, tensor, spec)) for key, tensor in state.items()}
+    check_fit(halves, spec, f"{name} in float16")
+    metadata = {**metadata, "spec": spec.name, "model": model_of(spec.name), "licence": licence}
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = (out_dir / f"{name}_encoder.safetensors", out_dir / f"{name}_decoder.safetensors")
     for path, prefixes in zip(paths, (ENCODER, DECODER)):
@@ -127,23 +155,29 @@ def export_run(
                 f"{SHIPPED_MAX_BYTES / 2**20:.0f} MiB: use a smaller spec than {spec.name}"
             )
         write_safetensors(tensors, path, metadata | {"part": path.stem.rpartition("_")[2]})
-    note = f"ships with the app; step {metadata['step']} after {metadata['minutes']} minutes"
     record(out_dir, _entry(f"{name.replace('_', '-')}-v{release}", paths, spec, licence, note), default=True)
     return paths
 
 
-def choose_spec(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: str) -> SamSpec:
+def _shipped_dtype(key: str, tensor: Tensor, spec: AnySpec) -> torch.dtype:
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    small = key == GAUSSIAN or (isinstance(spec, Sam2dSpec) and tensor.ndim < 2)
+    return torch.float32 if small else torch.float16
+
+
+def choose_spec(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], source: str) -> AnySpec:
     """The spec that a file's metadata names, else the one that its tensors tell.
 
     Raises:
         WeightsError: an unknown name, no encoder, or no spec fits.
     """
     name = metadata.get("spec")
-    if name and name not in SPECS:
-        raise WeightsError(f"{source} names the spec {name!r}; known are {', '.join(SPECS)}")
+    if name and name not in ALL_SPECS:
+        raise WeightsError(f"{source} names the spec {name!r}; known are {', '.join(ALL_SPECS)}")
     if not part(shapes, ENCODER):
         raise WeightsError(f"{source} holds no image encoder; its first keys are {', '.join(list(shapes)[:5])}")
-    return SPECS[name] if name else recognise(shapes, source)
+    return ALL_SPECS[name] if name else recognise(shapes, source)
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -163,13 +197,13 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping
         temporary.unlink(missing_ok=True)
 
 
-def _published(file: str, spec: SamSpec, alone: bool) -> WeightEntry | None:
+def _published(file: str, spec: AnySpec, alone: bool) -> WeightEntry | None:
     """The published row that a file's name and contents agree with."""
     rows = (row for row in REGISTRY.values() if file in row.files)
     return next((row for row in rows if row.spec == spec.name and alone == (row.decoder is not None)), None)
 
 
-def _entry(name: str, paths: tuple[Path, ...], spec: SamSpec, licence: str, note: str) -> WeightEntry:
+def _entry(name: str, paths: tuple[Path, ...], spec: AnySpec, licence: str, note: str) -> WeightEntry:
     return WeightEntry(
         name,
         model_of(spec.name),

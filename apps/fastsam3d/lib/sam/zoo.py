@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .spec import DecoderSpec, EncoderSpec, RepVitSpec, Sam2dSpec, SamSpec, TinyVitSpec
+from .spec import AnySpec, DecoderSpec, EncoderSpec, RepVitSpec, Sam2dSpec, SamSpec, TinyVitSpec
 
 _STUDENT_6 = EncoderSpec()
 _TEACHER = EncoderSpec(
@@ -90,6 +90,8 @@ _ROWS_2D = (
 )
 
 SPECS_2D: dict[str, Sam2dSpec] = {spec.name: spec for spec in _ROWS_2D}
+
+ALL_SPECS: dict[str, AnySpec] = {**SPECS, **SPECS_2D}
 
 
 def get_spec(name: str) -> SamSpec:
