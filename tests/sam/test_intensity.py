@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lib.sam.intensity import normalise, percentile_rank, znorm_positive
+from lib.sam.intensity import grey_range, normalise, percentile_rank, to_8bit, znorm_positive
 
 
 def _patch(seed=0):
@@ -48,3 +48,57 @@ def test_range_and_shape():
 def test_unknown_mode_is_named():
     with pytest.raises(ValueError, match="zscore"):
         normalise(_patch(), None, "zscore")
+
+
+# ------------------------------------------------------------------ to 8 bits, for the models for images
+
+
+def ct(shape=(20, 20, 20)) -> np.ndarray:
+    values = np.random.default_rng(0).normal(40, 30, shape).astype(np.int16)
+    values[:5] = -1000
+    return values
+
+
+def test_a_ct_is_cut_to_the_soft_tissue_window():
+    assert grey_range(ct()) == (-160, 240)
+    padded = ct()
+    padded[:, :2] = -3024
+    assert grey_range(padded) == (-160, 240)
+    assert grey_range(ct(), "lung") == (-910, 590)
+
+
+def test_other_scans_are_cut_to_percentiles_of_what_is_not_zero():
+    values = np.random.default_rng(0).gamma(4, 100, (30, 30, 30)).astype(np.float32)
+    values[:20] = 0
+    low, high = grey_range(values)
+    assert (low, high) == pytest.approx(tuple(np.percentile(values[20:], (0.5, 99.5))))
+    assert grey_range(ct(), "percentiles")[0] == -1000
+
+
+def test_eight_bits_stay_as_they_are():
+    image = np.random.default_rng(0).integers(3, 90, (12, 14, 3), dtype=np.uint8)
+    assert to_8bit(image, *grey_range(image)) is image
+    assert grey_range(image, "percentiles")[0] > 0
+
+
+def test_a_large_scan_is_sampled():
+    values = np.random.default_rng(0).normal(500, 50, (160, 160, 160)).astype(np.float32)
+    assert grey_range(values) == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))), abs=2)
+
+
+@pytest.mark.parametrize("value", [0, 7, -30000])
+def test_a_scan_of_one_value(value):
+    values = np.full((4, 4, 4), value, np.int16)
+    low, high = grey_range(values)
+    assert high > low
+    assert not to_8bit(values, low, high).any()
+
+
+def test_scaling_truncates_and_never_overflows():
+    assert to_8bit(np.array([-5.0, 0, 1, 2, 400, 1e30]), 0, 400).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_8bit(np.array([0, 30000, 65535], np.uint16), 0.0, 65535.0).tolist() == [0, 116, 255]
+
+
+def test_an_unknown_window_is_named():
+    with pytest.raises(ValueError, match="one of auto, soft tissue, lung.*got 'liver'"):
+        grey_range(ct(), "liver")

@@ -1,7 +1,7 @@
 """Normalisation of patch intensities: the one copy for serving, training and evaluation.
 
-Every function takes the cropped patch and says nothing about modality. `inside` marks the nodes that lie in the
-source volume.
+The functions for patches take the cropped patch and say nothing about modality; `inside` marks the nodes that lie in the
+source volume. The models for images work on 8 bits, to which `grey_range` and `to_8bit` bring a scan.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AUTO, PERCENTILES = "auto", "percentiles"
+CT_WINDOWS = {"soft tissue": (40.0, 400.0), "lung": (-160.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
+"""Level and width in Hounsfield units, as published for MedSAM's CT images."""
+
+WINDOWS = (AUTO, *CT_WINDOWS, PERCENTILES)
+_AIR = (-1500.0, -700.0)  # the smallest voxel of a CT, padding apart
 _BINS = 1024
 
 
@@ -87,6 +93,51 @@ def padding_floor(volume: np.ndarray) -> float | None:
     if gap < 0.25 * (float(high) - float(low)) or between > 0.001:
         return None
     return float(rest[rest >= floor + 0.5 * gap].min())
+
+
+def grey_range(volume: np.ndarray, window: str = AUTO) -> tuple[float, float]:
+    """The intensities that become 0 and 255 for the models for images, as published for LiteMedSAM.
+
+    CT is cut to a window in Hounsfield units, other scans to the 0.5th and 99.5th percentile of their non-zero voxels
+    (of the whole scan, so that all its slices are treated alike). Images of 8 bits are taken as they are.
+
+    Args:
+        volume: any shape and real dtype; of large ones about a million voxels are looked at.
+        window: "auto" (8 bits as they are; a scan with air at about -1000 is CT and gets the soft-tissue window;
+            others percentiles), "percentiles", or a name of CT_WINDOWS.
+
+    Returns:
+        low < high.
+
+    Raises:
+        ValueError: an unknown window.
+    """
+    if window in CT_WINDOWS:
+        level, width = CT_WINDOWS[window]
+        return level - width / 2, level + width / 2
+    if window not in (AUTO, PERCENTILES):
+        raise ValueError(f"a window must be one of {', '.join(WINDOWS)}, got {window!r}")
+    if window == AUTO and volume.dtype == np.uint8:
+        return 0.0, 255.0
+    step = max(1, round((volume.size / 1e6) ** (1 / volume.ndim)))
+    sample = volume[(slice(None, None, step),) * volume.ndim]
+    floor = padding_floor(volume) if volume.ndim == 3 else None
+    sample = sample if floor is None else sample[sample >= floor]
+    if window == AUTO and _AIR[0] <= float(sample.min()) <= _AIR[1]:
+        return grey_range(volume, "soft tissue")
+    nonzero = sample[sample != 0]
+    low, high = (float(v) for v in np.percentile(nonzero if nonzero.size else sample, (0.5, 99.5)))
+    if not high > low:
+        low, high = float(sample.min()), float(sample.max())
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def to_8bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Cuts to [low, high] and scales to 0..255 (uint8, truncated as published); `grey_range` gives both limits."""
+    if values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return values
+    scaled = (np.clip(values.astype(np.float32), low, high) - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.minimum(scaled, 255.0).astype(np.uint8)
 
 
 def normalise(patch: np.ndarray, inside: np.ndarray | None, mode: str) -> np.ndarray:

@@ -90,6 +90,16 @@ class SliceFrame:
         return F.interpolate(logits[..., :height, :width], self.source, mode="bilinear", align_corners=False)
 
 
+def plane_axes(axis: int) -> tuple[int, int]:
+    """The volume's axes that run along columns and along rows of a slice across `axis`: (x, y)."""
+    return tuple(other for other in range(3) if other != axis)
+
+
+def slice_image(array: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """One slice of a volume as an image, (H, W), a view: the earlier of its axes along x, the later one along y."""
+    return np.moveaxis(array, axis, 0)[index].T
+
+
 def preprocess_image(image: np.ndarray, size: int = MODEL_SIZE) -> np.ndarray:
     """The model's input: longest side to `size`, then to [0, 1] by the resized image's extremes, then padded with 0.
 
