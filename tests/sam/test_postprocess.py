@@ -1,7 +1,9 @@
-"""Parts of a mask without a click."""
+"""Parts of a mask without a click; the interpolation of logits."""
 
 import numpy as np
-from lib.sam.postprocess import connected_to_clicks
+import pytest
+import torch
+from lib.sam.postprocess import connected_to_clicks, upsample
 
 
 def _two_parts():
@@ -25,3 +27,12 @@ def test_nothing_is_dropped_without_a_click_near_any_part():
     logits = _two_parts()
     assert np.array_equal(connected_to_clicks(logits, np.array([[0, 7, 0]])), logits)
     assert np.array_equal(connected_to_clicks(logits, np.zeros((0, 3), int)), logits)
+
+
+@pytest.mark.parametrize(("cells", "size"), [(32, 128), (8, 32), (5, 13)])
+def test_upsampling_is_the_published_interpolation(cells, size):
+    logits = torch.randn(cells, cells, cells, generator=torch.Generator().manual_seed(cells))
+    expected = torch.nn.functional.interpolate(
+        logits[None, None], size=(size,) * 3, mode="trilinear", align_corners=False
+    )
+    torch.testing.assert_close(upsample(logits, size), expected[0, 0], rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .build import Sam3D, build_sam
 from .networks.prompt3d import POSITIVE
+from .postprocess import upsample
 from .segmenter import VolumeSegmenter
 from .spec import SamSpec
 from .zoo import get_spec
@@ -128,6 +129,8 @@ def _click(
     points = torch.tensor(centre, dtype=torch.float32, device=device), torch.tensor([[POSITIVE]], device=device)
     previous = torch.zeros(1, 1, *(spec.mask_size,) * 3, device=device)
     logits, _ = model.decode(embedding, points, previous)
+    if isinstance(model, VolumeSegmenter):
+        return upsample(logits[0, 0], spec.patch_size)
     return F.interpolate(logits, size=(spec.patch_size,) * 3, mode="trilinear", align_corners=False)
 
 

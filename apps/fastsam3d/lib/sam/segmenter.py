@@ -17,15 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .build import Sam3D
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
-from .intensity import normalise, padding_floor
+from .intensity import padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, holds, look_again, place_patch
-from .postprocess import connected_to_clicks
+from .postprocess import connected_to_clicks, upsample
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
@@ -128,13 +127,7 @@ class VolumeSegmenter:
             if prompts.box is not None and not holds(frame, _corners(prompts.box)):
                 warnings.append("the box is larger than the region that the model sees and was cut to it")
             state = self._replay(session, frame, embedding, rounds, self.spec.first_passes)
-            logits = F.interpolate(
-                self._shown(state.logits, rounds),
-                size=(self.spec.patch_size,) * 3,
-                mode="trilinear",
-                align_corners=False,
-            )
-            logits = logits[0, 0].cpu().numpy()
+            logits = upsample(self._shown(state.logits, rounds)[0, 0], self.spec.patch_size).cpu().numpy()
         with _stage(timings, "paste"):
             mask_box, corner = frame.paste(logits)
         if mask_box.size == 0:
@@ -177,14 +170,11 @@ class VolumeSegmenter:
         if cached is not None:
             return cached
         with _stage(timings, "crop"):
-            patch = frame.crop(session.volume.array)
             floor = session.get("padding_floor")
             if floor is None:
                 floor = (padding_floor(session.volume.array),)
                 session.put("padding_floor", floor)
-            if floor[0] is not None:
-                np.maximum(patch, floor[0], out=patch, where=frame.inside())
-            patch = normalise(patch, frame.inside(), self.spec.intensity)
+            patch = network_input(session.volume.array, frame, floor[0], self.spec.intensity)
         with _stage(timings, "encode"):
             embedding = self.encode(torch.from_numpy(patch)[None])
         session.put(key, embedding)
