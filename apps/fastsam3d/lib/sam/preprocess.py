@@ -7,6 +7,7 @@ order (resample, canonicalise, crop or pad, bring back), over the same lattices,
 import numpy as np
 
 from .geometry import Grid, Lattice, PatchFrame, cut_begin, reorder
+from .intensity import normalise
 from .mask_io import write_mask
 from .sampling import bounding_box
 from .volume_io import MAX_BYTES, Volume, VolumeError, read_volume
@@ -19,11 +20,28 @@ __all__ = [
     "crop_or_pad",
     "frame_around_mask",
     "label_back",
+    "network_input",
     "read_volume",
     "resample_published",
     "to_canonical",
     "write_mask",
 ]
+
+
+def network_input(volume: np.ndarray, frame: PatchFrame, floor: float | None, intensity: str) -> np.ndarray:
+    """What the network sees of a patch, in serving, training and evaluation: cropped, freed of padding, normalised.
+
+    Args:
+        volume: (I, J, K) array of the scan.
+        floor: see intensity.padding_floor. intensity: see SamSpec.
+
+    Returns:
+        (channels, S, S, S) float32.
+    """
+    patch, inside = frame.crop(volume), frame.inside()
+    if floor is not None:
+        np.maximum(patch, floor, out=patch, where=inside)
+    return normalise(patch, inside, intensity)
 
 
 def resample_published(

@@ -25,6 +25,7 @@ from .intensity import padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, holds, look_again, place_patch
 from .postprocess import connected_to_clicks, upsample
+from .preprocess import network_input
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
