@@ -74,11 +74,13 @@ def evaluate_case(
     max_clicks: int,
     rule: str = "centre",
     seed: int = 0,
+    boxes: bool = True,
 ) -> tuple[list[float], list[float], float | None]:
     """Clicks on one structure until `max_clicks`, each in the error of the mask before.
 
     Args:
         target: (I, J, K) bool, the truth on the session's grid, not empty.
+        boxes: also try a tight box.
 
     Returns:
         Dice after each click, seconds of each click, and the Dice of a tight box alone (None without boxes).
@@ -99,7 +101,7 @@ def evaluate_case(
             seconds.append(0.0)
         scores.append(dice(pred, target))
     box_dice = None
-    if segmenter.spec.decoder.boxes:
+    if boxes and segmenter.spec.decoder.boxes:
         window = bounding_box(target)
         box = Box(tuple(s.start for s in window), tuple(s.stop - 1 for s in window))
         if sum(a == b for a, b in zip(box.low_ijk, box.high_ijk)) < 2:
