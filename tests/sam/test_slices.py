@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lib.sam.area_resize import resize_area
-from lib.sam.slices import SliceFrame, next_slice_box2d, preprocess_image
+from lib.sam.slices import SliceFrame, next_slice_box2d, plane_axes, preprocess_image, slice_image
 
 
 def pattern(height, width, channels=1):
@@ -206,3 +206,42 @@ def test_nothing_to_propagate():
 def test_bad_masks_are_refused(mask, label):
     with pytest.raises(ValueError, match="two axes|1 to 255"):
         next_slice_box2d(mask, published_label=label)
+
+
+# ------------------------------------------------------------------ masks back on the image, slices of volumes
+
+
+@pytest.mark.parametrize("source", [(40, 37), (512, 300), (256, 256), (130, 700), (2000, 31), (5, 3)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pasted_mask_is_that_of_the_whole_image(source, seed):
+    frame = SliceFrame(source)
+    draw = torch.Generator().manual_seed(seed)
+    logits = (
+        torch.nn.functional.interpolate(torch.randn(1, 1, 12, 12, generator=draw), (256, 256), mode="bicubic") - 1.2
+    )
+    whole = (frame.logits_to_source(logits)[0, 0] > 0).numpy()
+    mask, (y, x) = frame.paste(logits[0, 0].numpy())
+    found = np.zeros(source, dtype=bool)
+    found[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    assert np.array_equal(found, whole)
+    if mask.size:  # and nothing beside it
+        assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
+
+
+def test_nothing_positive_gives_an_empty_mask():
+    mask, corner = SliceFrame((30, 40)).paste(np.full((256, 256), -1.0, np.float32))
+    assert (mask.shape, corner) == ((0, 0), (0, 0))
+    beside = np.full((256, 256), -1.0, np.float32)
+    beside[200:, :] = 1  # below the image, whose shorter side ends at 192
+    assert SliceFrame((30, 40)).paste(beside)[0].shape == (0, 0)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_slice_shows_the_earlier_axis_along_x(axis):
+    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    x, y = plane_axes(axis)
+    image = slice_image(volume, axis, 1)
+    assert image.shape == (volume.shape[y], volume.shape[x])
+    at = [0, 0, 0]
+    at[axis], at[x], at[y] = 1, volume.shape[x] - 1, 0
+    assert image[0, volume.shape[x] - 1] == volume[tuple(at)]

@@ -86,7 +86,10 @@ class Sam2D(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] -> embeddings (B, out, g, g), one a slice."""
-        embedding = self.image_encoder(images)
+        return self.enlarge(self.image_encoder(images))
+
+    def enlarge(self, embedding: Tensor) -> Tensor:
+        """The encoder's embeddings at the size that the decoder takes, see Sam2dSpec.upsampling."""
         if self.spec.upsampling == 1:
             return embedding
         return F.interpolate(embedding, scale_factor=self.spec.upsampling, mode="bilinear", align_corners=False)
@@ -112,7 +115,8 @@ class Sam2D(nn.Module):
             logits (B, 1, 4g, 4g), predicted IoU (B, 1); three of each with `multimask`.
         """
         sparse, dense = self.prompt_encoder(points, boxes, mask)
-        return self.mask_decoder(embedding, self.prompt_encoder.dense_position(), sparse, dense, multimask)
+        maps = self.prompt_encoder.maps(points, boxes, mask) if self.spec.decoder.refine else None
+        return self.mask_decoder(embedding, self.prompt_encoder.dense_position(), sparse, dense, multimask, maps)
 
 
 def build_sam2d(spec: Sam2dSpec) -> Sam2D:

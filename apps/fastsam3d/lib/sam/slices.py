@@ -89,6 +89,34 @@ class SliceFrame:
         height, width = self.resized
         return F.interpolate(logits[..., :height, :width], self.source, mode="bilinear", align_corners=False)
 
+    def paste(self, logits: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The mask of `logits_to_source`, computed only near its pixels.
+
+        Args:
+            logits: (size, size) float32 over the model's image.
+
+        Returns:
+            mask: (h, w) bool, the part of the image that holds every positive pixel; (0, 0) where there is none.
+            corner: row and column of its first pixel in the image.
+        """
+        shown = logits[: self.resized[0], : self.resized[1]]
+        positive = _bounding_box(shown > 0)
+        if positive is None:
+            return np.zeros((0, 0), dtype=bool), (0, 0)
+        columns, rows = positive[0::2], positive[1::2]
+        y, x = (_taps(*span, new, old) for span, new, old in zip((rows, columns), self.resized, self.source))
+        tall = _blend(shown, *y[1:], axis=0)
+        mask = _blend(tall, *x[1:], axis=1) > 0
+        found = _bounding_box(mask)
+        if found is None:
+            return np.zeros((0, 0), dtype=bool), (0, 0)
+        x0, y0, x1, y1 = found
+        return mask[y0 : y1 + 1, x0 : x1 + 1], (int(y[0] + y0), int(x[0] + x0))
+
+    def widened_box(self, box_xy: np.ndarray, margin: int = BOX_MARGIN) -> np.ndarray:
+        """(4,) int64: a box of source pixels in the model's image, wider by a margin of model pixels, within it."""
+        return np.clip(self.boxes_to_model(box_xy) + np.array([-margin, -margin, margin, margin]), 0, self.size)
+
 
 def plane_axes(axis: int) -> tuple[int, int]:
     """The volume's axes that run along columns and along rows of a slice across `axis`: (x, y)."""
@@ -150,12 +178,11 @@ def next_slice_box2d(
     frame = SliceFrame(mask.shape, size)
     if published_label is None:
         box = _bounding_box(mask != 0)
-        box = None if box is None else frame.boxes_to_model(box)
-    else:
-        if not 1 <= published_label <= 255:
-            raise ValueError(f"as published an object's number must be 1 to 255, got {published_label}")
-        labels = (mask != 0).astype(np.uint8) * np.uint8(published_label)
-        box = _bounding_box(resize_area(labels, *frame.resized) > 0)
+        return None if box is None else frame.widened_box(box, margin)
+    if not 1 <= published_label <= 255:
+        raise ValueError(f"as published an object's number must be 1 to 255, got {published_label}")
+    labels = (mask != 0).astype(np.uint8) * np.uint8(published_label)
+    box = _bounding_box(resize_area(labels, *frame.resized) > 0)
     if box is None:
         return None
     return np.clip(box + np.array([-margin, -margin, margin, margin]), 0, size)
@@ -167,6 +194,30 @@ def _bounding_box(mask: np.ndarray) -> np.ndarray | None:
     if not rows.size:
         return None
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.int64)
+
+
+def _taps(first: int, last: int, new: int, old: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Bilinear interpolation along one axis, pixel edges of both images coinciding, as torch does it.
+
+    Args:
+        first, last: positive pixels of the model's image. new, old: pixels along the axis there and in the source.
+
+    Returns:
+        The first source pixel that one of them reaches; of it and those after it as far as they reach: lower neighbour,
+        upper neighbour, weight of the upper one.
+    """
+    scale = new / old
+    begin = max(0, int(np.floor((first - 0.5) / scale - 0.5)))
+    end = min(old, int(np.ceil((last + 1.5) / scale + 0.5)))
+    place = np.maximum((np.arange(begin, end) + 0.5) * scale - 0.5, 0)
+    low = np.minimum(place.astype(np.int64), new - 1)
+    return begin, low, np.minimum(low + 1, new - 1), (place - low).astype(np.float32)
+
+
+def _blend(values: np.ndarray, low: np.ndarray, high: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+    weight = weight[:, None] if axis == 0 else weight
+    below = np.take(values, low, axis=axis)
+    return below + weight * (np.take(values, high, axis=axis) - below)
 
 
 def _finite(values: np.ndarray, count: int, what: str, names: str) -> np.ndarray:

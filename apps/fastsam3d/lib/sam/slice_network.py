@@ -1,0 +1,124 @@
+"""A 2D network as it is served: fused encoder, half precision, slices and prompts in batches."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .build import Sam2D
+from .device import has_bfloat16
+from .networks.fuse import fused_encoder
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 8
+"""Slices encoded, and prompts decoded, at once; larger batches were no faster on a CPU."""
+
+SINGLE_CLICKS = 16
+"""So many clicks of a slice are replayed one at a time; the rest all at once."""
+
+
+@dataclass(frozen=True)
+class SlicePrompt:
+    """What is asked of one slice, in pixels of the model's image.
+
+    Attributes:
+        box: x0, y0, x1, y1, or None.
+        clicks: (x, y, sign) with 1 on the object and 0 on what is not it, in their order.
+    """
+
+    box: tuple[float, ...] | None = None
+    clicks: tuple[tuple[float, float, int], ...] = ()
+
+
+class SliceNetwork:
+    """Encoder and decoder of a `Sam2D`.
+
+    Args:
+        model: in its trained form; it is not changed, apart from the device.
+        device: where it runs.
+        fused: whether the encoder is re-parameterised; where both forms disagree the trained one is used, with a warning
+            in the log.
+        half: bfloat16; None where the device computes so natively.
+    """
+
+    def __init__(
+        self, model: Sam2D, device: torch.device | str = "cpu", fused: bool = True, half: bool | None = None
+    ) -> None:
+        self.spec, self.device = model.spec, torch.device(device)
+        self.half = has_bfloat16(self.device) if half is None else half
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        encoder = self._fused() if fused else copy.deepcopy(model.image_encoder)
+        encoder = encoder.to(memory_format=torch.channels_last)
+        self.encoder = (encoder.bfloat16() if self.half else encoder).eval().requires_grad_(False)
+
+    def _fused(self) -> torch.nn.Module:
+        try:
+            return fused_encoder(self.model.image_encoder)
+        except ValueError as error:
+            logger.warning("%s: %s", self.spec.name, error)
+            return copy.deepcopy(self.model.image_encoder)
+
+    @torch.inference_mode()
+    def encode(self, images: np.ndarray) -> Tensor:
+        """Images (B, 3, S, S) float32 in [0, 1] -> the encoder's embeddings (B, out, g, g), before any enlargement."""
+        pixels = torch.from_numpy(images).to(self.device, torch.bfloat16 if self.half else torch.float32)
+        batches = pixels.contiguous(memory_format=torch.channels_last).split(MAX_BATCH)
+        return torch.cat([self.encoder(batch) for batch in batches]).contiguous()
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Sequence[Tensor], prompts: Sequence[SlicePrompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Answers prompts, each on the embedding of its slice.
+
+        Args:
+            embeddings: (out, g, g) of `encode`, one a prompt; where neighbours are the same tensor it is worked on once.
+            prompts: at least one.
+
+        Returns:
+            logits (B, S, S) over the model's image and predicted IoU (B,), float32.
+        """
+        logits = np.empty((len(prompts), self.spec.image_size, self.spec.image_size), dtype=np.float32)
+        iou = np.empty(len(prompts), dtype=np.float32)
+
+        def form(n: int) -> tuple[bool, int]:
+            return prompts[n].box is not None, len(prompts[n].clicks)
+
+        for _, group in groupby(sorted(range(len(prompts)), key=form), form):
+            members = list(group)
+            for chunk in (members[i : i + MAX_BATCH] for i in range(0, len(members), MAX_BATCH)):
+                answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
+                logits[chunk], iou[chunk] = (x.float().cpu().numpy() for x in answer)
+        return logits, iou
+
+    def _decode_alike(self, embeddings: list[Tensor], prompts: list[SlicePrompt]) -> tuple[Tensor, Tensor]:
+        """Prompts with the same number of clicks, all of them with a box or none."""
+        shared = all(embedding is embeddings[0] for embedding in embeddings)
+        boxes = None if prompts[0].box is None else torch.tensor([p.box for p in prompts], dtype=torch.float32)
+        boxes = None if boxes is None else boxes.to(self.device)
+        clicks = torch.tensor([p.clicks for p in prompts], dtype=torch.float32, device=self.device)
+        clicks = clicks.reshape(len(prompts), -1, 3)
+        previous = None
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            image = self.model.enlarge(torch.stack(embeddings[:1] if shared else embeddings).float())
+            for count in self._rounds(clicks.shape[1], boxes is not None):
+                points = (clicks[:, :count, :2], clicks[:, :count, 2].long()) if count else None
+                mask, iou = self.model.decode(image, points, boxes, previous)
+                previous = mask.float()
+            mask = F.interpolate(previous, (self.spec.image_size,) * 2, mode="bilinear", align_corners=False)
+        return mask[:, 0], iou[:, 0]
+
+    def _rounds(self, clicks: int, box: bool) -> list[int]:
+        """How many clicks each decoder pass sees. Models trained with rounds get them one by one, each pass with the
+        logits of the one before; the published ones get all at once."""
+        if not self.spec.decoder.dense_clicks:
+            return [clicks]
+        rounds = list(range(0 if box else 1, min(clicks, SINGLE_CLICKS) + 1))
+        return rounds + ([clicks] if clicks > SINGLE_CLICKS else [])

@@ -1,0 +1,177 @@
+"""From prompts on a resident scan, or on an image, to a mask, by a network for images.
+
+A slice is encoded once; its embedding stays in the session and serves every box and click on that slice. A stack is
+segmented slice by slice (propagation.py), the slices in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .build import Sam2D
+from .geometry import Grid
+from .intensity import AUTO, grey_range, to_8bit
+from .propagation import SliceMask, StackPlan, follow
+from .prompts import PromptError, Prompts
+from .segmenter import Segmentation
+from .session import ImageSession
+from .slice_network import SliceNetwork, SlicePrompt
+from .slice_prompts import model_box, plan_prompts, plane_axis
+from .slice_source import Memory, SliceSource
+from .slices import SliceFrame, plane_axes, slice_image
+from .timing import stage
+
+CACHE_BYTES = 512 * 2**20
+"""Embeddings kept of a stack that is no session's."""
+
+
+@dataclass(frozen=True)
+class SliceOptions:
+    """How a scan is looked at.
+
+    Attributes:
+        single: one slice, rather than a stack.
+        window: see intensity.grey_range.
+        extent: see slice_prompts.plan_prompts.
+    """
+
+    single: bool = False
+    window: str = AUTO
+    extent: int = 0
+
+
+class SliceSegmenter:
+    """A promptable network for images over resident scans.
+
+    Args:
+        model: built and loaded network, in its trained form.
+        weights_name, weights_version: reported with every answer, and part of every cache key.
+        device: where the network runs.
+        fused, half: see SliceNetwork.
+    """
+
+    def __init__(
+        self,
+        model: Sam2D,
+        weights_name: str,
+        weights_version: str,
+        device: torch.device | str = "cpu",
+        fused: bool = True,
+        half: bool | None = None,
+    ) -> None:
+        self.network = SliceNetwork(model, device, fused, half)
+        self.spec = model.spec
+        self.weights_name, self.weights_version = weights_name, weights_version
+
+    def segment(
+        self,
+        session: ImageSession,
+        prompts: Prompts,
+        options: SliceOptions = SliceOptions(),  # noqa: B008 (frozen)
+    ) -> Segmentation:
+        """Answers prompts on an open session.
+
+        Raises:
+            PromptError: prompts that this scan or one slice of it cannot be asked.
+        """
+        volume, timings = session.volume, {}
+        prompts.validate(volume.grid)
+        if prompts.box is None and not prompts.labels.any():
+            raise PromptError("a segmentation needs at least one click on the object or a box, got neither")
+        axis = plane_axis(volume.grid, prompts, options.single)
+        frame = _frame(volume.grid, axis, self.spec.image_size)
+        plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
+        source = self._source(session, axis, frame, options.window, timings)
+        masks = follow([plan], source.predict, frame)[0]
+        with stage(timings, "paste"):
+            mask_box, corner = assemble(masks, axis)
+        if not mask_box.size:
+            warnings.append("the model found nothing at these prompts; click in the middle of the structure")
+        iou = float(np.clip(np.mean([masks[index].iou for index in plan.anchors]), 0, 1))
+        return Segmentation(
+            mask_box, corner, volume.grid, iou, timings, (*volume.warnings, *warnings), self.weights_name,
+            self.weights_version,
+        )  # fmt: skip
+
+    def segment_image(self, image: np.ndarray, boxes_xy: np.ndarray) -> list[SliceMask]:
+        """Answers boxes on one image, which is encoded once.
+
+        Args:
+            image: (H, W) or (H, W, 3) uint8.
+            boxes_xy: (N, 4) x0, y0, x1, y1 in its pixels, within it.
+        """
+        frame = SliceFrame(image.shape[:2], self.spec.image_size)
+        source = SliceSource(self.network, lambda index: image, frame, Memory(CACHE_BYTES))
+        return source.predict([(0, SlicePrompt(model_box(box, frame))) for box in boxes_xy])
+
+    def segment_stack(self, stack: np.ndarray, boxes: Sequence[np.ndarray]) -> list[dict[int, SliceMask]]:
+        """Answers boxes in a stack, each slice of which is encoded once.
+
+        Args:
+            stack: (D, H, W) uint8.
+            boxes: (6,) each: x0, y0, z0, x1, y1, z1 in pixels and slices, within the stack, the last ones included.
+
+        Returns:
+            For each box the answers by slice.
+        """
+        frame = SliceFrame(stack.shape[1:], self.spec.image_size)
+        source = SliceSource(self.network, lambda index: stack[index], frame, Memory(CACHE_BYTES))
+        return follow([stack_plan(box, frame) for box in boxes], source.predict, frame)
+
+    def _source(
+        self, session: ImageSession, axis: int, frame: SliceFrame, window: str, timings: dict[str, float]
+    ) -> SliceSource:
+        array = session.volume.array
+        low_high = session.get(("grey_range", window))
+        if low_high is None:
+            with stage(timings, "crop"):
+                low_high = grey_range(array, window)
+            session.put(("grey_range", window), low_high)
+        key = ("slice", self.weights_version, self.network.half, low_high, axis)
+        return SliceSource(
+            self.network,
+            lambda index: to_8bit(slice_image(array, axis, index), *low_high),
+            frame,
+            session,
+            key,
+            timings,
+        )
+
+
+def stack_plan(box: np.ndarray, frame: SliceFrame) -> StackPlan:
+    """The plan of a box (6,) x0, y0, z0, x1, y1, z1 in a stack: from its middle slice outward, as published."""
+    x0, y0, z0, x1, y1, z1 = (int(v) for v in box)
+    roi = model_box(np.array([x0, y0, x1, y1]), frame)
+    return StackPlan(anchors={(z0 + z1) // 2: SlicePrompt(roi)}, reach=(z0, z1), roi=roi)
+
+
+def assemble(masks: dict[int, SliceMask], axis: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """One part of the scan from the masks of its slices.
+
+    Returns:
+        (i, j, k) uint8 part that holds every positive voxel, and the scan's voxel at its low corner; of size 0 where
+        there is none.
+    """
+    filled = {index: found for index, found in masks.items() if found.mask.size}
+    if not filled:
+        return np.zeros((0, 0, 0), dtype=np.uint8), (0, 0, 0)
+    boxes = np.array([found.box_xy for found in filled.values()])
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    first = min(filled)
+    part = np.zeros((max(filled) - first + 1, y1 - y0 + 1, x1 - x0 + 1), dtype=np.uint8)
+    for index, found in filled.items():
+        (y, x), (h, w) = found.corner, found.mask.shape
+        part[index - first, y - y0 : y - y0 + h, x - x0 : x - x0 + w] = found.mask
+    order, corner = [0, 0, 0], [0, 0, 0]
+    for place, at, own in zip((axis, *plane_axes(axis)), (first, x0, y0), (0, 2, 1)):
+        order[place], corner[place] = own, int(at)
+    return part.transpose(order), tuple(corner)
+
+
+def _frame(grid: Grid, axis: int, size: int) -> SliceFrame:
+    x, y = plane_axes(axis)
+    return SliceFrame((grid.shape[y], grid.shape[x]), size)
