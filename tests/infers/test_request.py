@@ -2,7 +2,15 @@
 
 import numpy as np
 import pytest
-from lib.infers.request import MAX_CLICKS, AnswerOptions, RequestError, parse_answer, parse_prompts
+from lib.infers.request import (
+    MAX_CLICKS,
+    SLICE_CONFIG,
+    AnswerOptions,
+    RequestError,
+    parse_answer,
+    parse_prompts,
+    parse_slice_prompts,
+)
 from lib.sam.geometry import Grid
 from lib.sam.prompts import Box, Click, PromptError, Prompts
 
@@ -130,3 +138,105 @@ def test_the_answer_has_defaults():
 def test_an_answer_that_is_not_offered_is_refused(request_, message):
     with pytest.raises(RequestError, match=message):
         parse_answer(request_)
+
+
+# ------------------------------------------------------------------ models for slices
+
+ROI = [40, 10, 9, 35, 12, 4]
+
+
+def sliced(single=False, **request):
+    return parse_slice_prompts(request, GRID, single)
+
+
+def box_of(prompts):
+    return (prompts.box.low_ijk, prompts.box.high_ijk)
+
+
+def test_extreme_points_are_a_box():
+    points = [[10, 20, 5], [40, 22, 5], [25, 9, 5], [26, 35, 5]]
+    prompts, options = sliced(foreground=points, background=[[1, 1, 5]])
+    assert box_of(prompts) == ((10, 9, 5), (40, 35, 5))
+    assert [c.positive for c in prompts.clicks] == [False]
+    assert (options.single, options.window, options.extent, options.axis, options.notes) == (False, "auto", 0, None, ())
+
+
+def test_a_foreground_point_that_is_no_end_is_a_click():
+    prompts, _ = sliced(foreground=[[10, 20, 5], [40, 22, 5], [25, 9, 5], [26, 35, 5], [24, 21, 5]])
+    assert [(c.ijk, c.positive) for c in prompts.clicks] == [((24, 21, 5), True)]
+
+
+def test_extreme_points_in_several_slices_bound_a_stack():
+    prompts, _ = sliced(foreground=[[10, 20, 5], [40, 22, 7], [25, 9, 6], [26, 35, 9]])
+    assert box_of(prompts) == ((10, 9, 5), (40, 35, 9))
+
+
+@pytest.mark.parametrize("chosen", ["clicks", ["clicks"]])
+def test_the_client_chooses_how_points_are_read(chosen):
+    prompts, _ = sliced(points=chosen, foreground=[[10, 20, 5], [40, 35, 5]])
+    assert prompts.box is None and len(prompts.clicks) == 2
+
+
+def test_the_choices_that_a_client_sends_back_stand_for_the_first():
+    prompts, options = sliced(**SLICE_CONFIG, foreground=[[10, 20, 5], [40, 35, 5]])
+    assert prompts.box is not None and not prompts.clicks
+    assert options.window == "auto"
+
+
+def test_points_in_one_line_stay_clicks():
+    assert sliced(foreground=[[10, 20, 5]])[0].clicks
+    prompts, options = sliced(foreground=[[10, 20, 5], [40, 20, 5]])
+    assert prompts.box is None and len(prompts.clicks) == 2
+    assert "span no box" in options.notes[0]
+
+
+def test_with_a_box_the_points_are_clicks():
+    prompts, _ = sliced(roi=ROI, foreground=[[12, 20, 5], [30, 30, 5]])
+    assert box_of(prompts) == ((10, 9, 4), (40, 35, 12))
+    assert len(prompts.clicks) == 2
+
+
+@pytest.mark.parametrize("index", [4, 0.0, 12])
+def test_slicers_slice_cuts_its_box(index):
+    roi = [*ROI[:4], 12, 0]
+    prompts, options = sliced(single=True, roi=roi, slice=index)
+    assert box_of(prompts) == ((10, 9, index), (40, 35, index))
+    assert options.axis == 2
+
+
+def test_without_a_slice_the_box_stays_whole():
+    assert box_of(sliced(single=True, roi=ROI, slice=None)[0]) == ((10, 9, 4), (40, 35, 12))
+    assert box_of(sliced(roi=ROI, slice=5)[0]) == ((10, 9, 4), (40, 35, 12))  # a stack has no slice
+
+
+def test_a_box_past_the_image_is_cut_and_that_is_said():
+    prompts, options = sliced(roi=[-5, 20, 3, 5000, 2, 8])
+    assert box_of(prompts) == ((0, 3, 2), (20, GRID.shape[1] - 1, 8))
+    assert "reaches past the image" in options.notes[0]
+
+
+@pytest.mark.parametrize(
+    "request_, what",
+    [
+        ({"roi": [700, 900, 1, 2, 1, 2]}, "must touch the image"),
+        ({"roi": [float("nan"), 9, 1, 2, 1, 2]}, "whole voxel indices"),
+        ({"roi": [5, 5, 6, 6, 1, 9]}, "one voxel thin along one axis only"),
+        ({"roi": [1, 9] * 1000}, "must be .i0, i1"),
+        ({"roi": [[1, 2, 3]] * 5000}, "must be .i0, i1"),
+        ({"roi": ROI, "slice": 3}, "must touch the slice"),
+        ({"roi": ROI, "slice": 99}, "slice must be the k of a slice"),
+        ({"roi": ROI, "slice": "4"}, "slice must be the k of a slice"),
+        ({"foreground": [[1, 2, 3]], "points": "boxes"}, "points must be one of extreme, clicks"),
+        ({"foreground": [[1, 2, 3]], "window": "liver"}, "window must be one of auto"),
+        ({"foreground": [[1, 2, 3]], "extent": -1}, "extent must be"),
+        ({"foreground": [[1, 2, 3]], "extent": "many"}, "extent must be"),
+        ({"background": [[1, 2, 3]]}, "at least one foreground"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_slice_is_refused(request_, what):
+    with pytest.raises((RequestError, PromptError), match=what):
+        sliced(single=True, **request_)
+
+
+def test_numbers_from_a_text_field_are_taken():
+    assert sliced(foreground=[[1, 2, 3]], extent="4")[1].extent == 4

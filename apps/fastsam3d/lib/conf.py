@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MODELS = ("fastsam3d", "sam_med3d")
+MODELS = ("fastsam3d", "sam_med3d", "repmedsam", "repmedsam_2d", "litemedsam", "litemedsam_2d")
 DEFAULT_MODEL = "fastsam3d"
+WEIGHTS_MODELS = tuple(name for name in MODELS if not name.endswith("_2d"))
+"""The models that have weights of their own; see `weights_model`."""
+
 MODEL_DIR = Path(__file__).resolve().parents[1] / "model"
 """The app's folder of weights."""
 
@@ -96,6 +99,10 @@ class AppConf:
     threads: int = 0
     preload: bool = True
 
+    def weights_of(self, model: str) -> str | None:
+        """What was configured for a model; the two tasks of a model for slices share their weights."""
+        return self.weights.get(model) or self.weights.get(weights_model(model))
+
     @property
     def cache_bytes(self) -> int:
         return int(self.cache_gb * 2**30)
@@ -114,6 +121,11 @@ class AppConf:
                 f"--conf knows the keys {', '.join(sorted(_PARSERS))}; got {', '.join(map(repr, unknown))}."
             )
         return cls(**{key: parse(given[key]) for key, parse in _PARSERS.items() if key in given})
+
+
+def weights_model(model: str) -> str:
+    """The model whose weights a model uses: `repmedsam_2d` those of `repmedsam`."""
+    return model.removesuffix("_2d")
 
 
 def default_cache_gb() -> float:

@@ -179,10 +179,10 @@ def check_attention() -> Check:
 
 def check_weights(model_dir: Path) -> Iterable[Check]:
     """The weights that each model would load at start, verified; only the default model's must be there."""
-    from .conf import DEFAULT_MODEL, MODELS
+    from .conf import DEFAULT_MODEL, WEIGHTS_MODELS
     from .sam import weights
 
-    for model in MODELS:
+    for model in WEIGHTS_MODELS:
         name = f"weights of {model}"
         try:
             found = weights.resolve(model, model_dir)

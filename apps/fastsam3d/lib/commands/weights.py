@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from ..conf import MODELS
+    from ..conf import WEIGHTS_MODELS
     from ..sam import registry, weights
 
     rows = []
@@ -65,7 +65,7 @@ def _list(args: argparse.Namespace) -> int:
             | {"licence": row.licence, "note": row.note}
         )
     used = {}
-    for model in MODELS:
+    for model in WEIGHTS_MODELS:
         try:
             found = weights.resolve(model, args.model_dir)
             used[model] = {"name": found.name, "version": found.version, "origin": found.origin}

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,28 +17,34 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ..encode import write_answer
 from ..sam import weights
 from ..sam.device import choose_device
-from ..sam.prompts import Prompts
-from ..sam.segmenter import Segmentation, VolumeSegmenter
+from ..sam.segmenter import Segmentation
+from ..sam.segmenters import Segmenter, load_segmenter
 from ..sam.session import ImageSession, SessionStore
 from .request import AnswerOptions, parse_answer, parse_prompts
 
 logger = logging.getLogger(__name__)
 
+Question = Callable[[Segmenter], Segmentation]
+"""A request that was read and checked, to be asked of a segmenter."""
+
 
 class InteractiveInfer(InferTask):
-    """A promptable 3D model: clicks of both signs and a box, answered by a mask of ones on the image's own grid.
+    """A promptable model: clicks of both signs and a box, answered by a mask of ones on the image's own grid.
 
     A refinement click reads no file, resamples no whole volume and runs no encoder: the store keeps the volume, its
     embedding and the last logits. Nothing is loaded until `preload` or the first click.
 
     Args:
-        model: name of the model in the weights' registry.
+        model: its name, as clients call it.
         labels: label name -> number, for the viewers' lists; a click's mask is 1 whatever its label.
         model_dir: the app's folder of weights.
         store: the resident images, shared by all models.
         weights_choice: a file, a folder or a registry name; None lets the registry choose.
         device: "auto", "cpu", "cuda" or "cuda:N".
         description: one line for the viewers.
+        weights_model: the model in the weights' registry whose weights it uses; None for that of its own name.
+        dimension: 3, or 2 for a model that answers in one slice.
+        config: options that the viewers show, name -> value or list of values, the default first.
     """
 
     def __init__(
@@ -50,14 +56,18 @@ class InteractiveInfer(InferTask):
         weights_choice: str | None = None,
         device: str = "auto",
         description: str = "",
+        weights_model: str | None = None,
+        dimension: int = 3,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(InferType.DEEPGROW, dict(labels), 3, description)
+        super().__init__(InferType.DEEPGROW, dict(labels), dimension, description, dict(config or {}))
         self.model = model
+        self.weights_model = weights_model or model
         self.model_dir = model_dir
         self.store = store
         self.weights_choice = weights_choice
         self.device = device
-        self._segmenter: VolumeSegmenter | None = None
+        self._segmenter: Segmenter | None = None
         self._lock = threading.Lock()
 
     def is_valid(self) -> bool:
@@ -77,7 +87,7 @@ class InteractiveInfer(InferTask):
         Raises:
             WeightsError: there are none, or they are damaged.
         """
-        return weights.resolve(self.model, self.model_dir, configured=self.weights_choice)
+        return weights.resolve(self.weights_model, self.model_dir, configured=self.weights_choice)
 
     def preload(self) -> None:
         """Loads the weights now, if they are not loaded.
@@ -122,20 +132,29 @@ class InteractiveInfer(InferTask):
             latencies["open"] = _seconds_since(begin)
             if session.read_seconds is not None:
                 latencies["read"] = round(session.read_seconds, 4)
-            prompts = parse_prompts(request, session.volume.grid)
+            ask = self._question(request, session)
             with self._lock:
                 with _timed(latencies, "load_model"):
                     segmenter = self._loaded()
                 try:
-                    segmentation = segmenter.segment(session, prompts)
+                    segmentation = ask(segmenter)
                 except torch.OutOfMemoryError:
                     segmentation = None  # leave the handler first: the error holds what the failed attempt allocated
                 if segmentation is None:
-                    segmentation = self._segment_with_room(segmenter, session, prompts)
+                    segmentation = self._segment_with_room(segmenter, session, ask)
         latencies.update({stage: round(ms / 1000, 4) for stage, ms in segmentation.timings_ms.items()})
         return segmentation
 
-    def _segment_with_room(self, segmenter: VolumeSegmenter, session: ImageSession, prompts: Prompts) -> Segmentation:
+    def _question(self, request: Mapping[str, Any], session: ImageSession) -> Question:
+        """What the request asks of a segmenter.
+
+        Raises:
+            RequestError, PromptError: the request breaks a rule.
+        """
+        prompts = parse_prompts(request, session.volume.grid)
+        return lambda segmenter: segmenter.segment(session, prompts)
+
+    def _segment_with_room(self, segmenter: Segmenter, session: ImageSession, ask: Question) -> Segmentation:
         """Segments again after the GPU's memory ran out, without the embeddings and logits that the store kept there.
 
         Raises:
@@ -143,7 +162,7 @@ class InteractiveInfer(InferTask):
         """
         logger.warning("%s: the GPU's memory is full; its cached embeddings are dropped", self.model)
         self.store.forget_values(session)
-        return segmenter.segment(session, prompts)
+        return ask(segmenter)
 
     def _params(self, segmentation: Segmentation, answer: AnswerOptions, latencies: dict[str, float]) -> dict[str, Any]:
         iou = float(segmentation.iou)
@@ -157,15 +176,14 @@ class InteractiveInfer(InferTask):
             "warnings": list(segmentation.warnings),
         }
 
-    def _loaded(self) -> VolumeSegmenter:
+    def _loaded(self) -> Segmenter:
         """The segmenter of the chosen weights, built at the first call and when the choice changes (a training may have
         been accepted); what works is kept if the new choice does not load. The caller holds the lock."""
         try:
             resolved = self.resolve()
             if self._segmenter is None or self._segmenter.weights_version != resolved.version:
                 device = choose_device(self.device)
-                network = weights.load_sam(resolved, device)
-                self._segmenter = VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+                self._segmenter = load_segmenter(resolved, device)
                 logger.info(
                     "%s: %s weights %s (%s) on %s", self.model, resolved.origin, resolved.name, resolved.version, device
                 )

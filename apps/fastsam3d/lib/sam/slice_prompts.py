@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .geometry import Grid
-from .propagation import StackPlan
 from .prompts import PromptError, Prompts
+from .propagation import StackPlan
 from .slice_network import SlicePrompt
 from .slices import SliceFrame, plane_axes
 
@@ -78,7 +78,7 @@ def plan_prompts(
     bounded = box is not None and last > first
     middle = (first + last) // 2
     if single:
-        inside = [index for index in on_object if first <= index <= last]
+        inside = [index for index in on_object if box is None or first <= index <= last]
         middle = inside[0] if inside else middle
         anchors, reach = {middle: box}, (middle, middle)
     elif bounded:

@@ -15,8 +15,8 @@ import torch
 from .build import Sam2D
 from .geometry import Grid
 from .intensity import AUTO, grey_range, to_8bit
-from .propagation import SliceMask, StackPlan, follow
 from .prompts import PromptError, Prompts
+from .propagation import SliceMask, StackPlan, follow
 from .segmenter import Segmentation
 from .session import ImageSession
 from .slice_network import SliceNetwork, SlicePrompt
@@ -37,11 +37,15 @@ class SliceOptions:
         single: one slice, rather than a stack.
         window: see intensity.grey_range.
         extent: see slice_prompts.plan_prompts.
+        axis: across the slices; None where the prompts tell (slice_prompts.plane_axis).
+        notes: what the user should know of how the prompts were read; they come with the answer.
     """
 
     single: bool = False
     window: str = AUTO
     extent: int = 0
+    axis: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SliceSegmenter:
@@ -82,7 +86,7 @@ class SliceSegmenter:
         prompts.validate(volume.grid)
         if prompts.box is None and not prompts.labels.any():
             raise PromptError("a segmentation needs at least one click on the object or a box, got neither")
-        axis = plane_axis(volume.grid, prompts, options.single)
+        axis = plane_axis(volume.grid, prompts, options.single) if options.axis is None else options.axis
         frame = _frame(volume.grid, axis, self.spec.image_size)
         plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
         source = self._source(session, axis, frame, options.window, timings)
@@ -93,7 +97,7 @@ class SliceSegmenter:
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
         iou = float(np.clip(np.mean([masks[index].iou for index in plan.anchors]), 0, 1))
         return Segmentation(
-            mask_box, corner, volume.grid, iou, timings, (*volume.warnings, *warnings), self.weights_name,
+            mask_box, corner, volume.grid, iou, timings, (*volume.warnings, *options.notes, *warnings), self.weights_name,
             self.weights_version,
         )  # fmt: skip
 

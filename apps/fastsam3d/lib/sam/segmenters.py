@@ -1,0 +1,24 @@
+"""The one place where chosen weights become a segmenter."""
+
+from __future__ import annotations
+
+import torch
+
+from . import weights
+from .segmenter import VolumeSegmenter
+from .slice_segmenter import SliceSegmenter
+from .spec import Sam2dSpec
+
+Segmenter = VolumeSegmenter | SliceSegmenter
+
+
+def load_segmenter(resolved: weights.ResolvedWeights, device: torch.device | str = "cpu") -> Segmenter:
+    """Loads the weights into the segmenter of their kind of network.
+
+    Raises:
+        WeightsError: as `weights.load_sam`.
+    """
+    network = weights.load_sam(resolved, device)
+    if isinstance(resolved.spec, Sam2dSpec):
+        return SliceSegmenter(network, resolved.name, resolved.version, device)
+    return VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
