@@ -1,0 +1,443 @@
+"""Fine-tuning of a promptable model on a user's own annotations.
+
+Ignite runs the epochs; a step is `batch` patches with several objects each and several rounds of simulated prompts (as in
+pretraining). What the model knew is kept by rehearsal on generated anatomy and by its own old answers beside the
+annotated structures. Every random choice follows from (seed, step, patch), so a resumed run, and a run on several
+processes, compute what one uninterrupted process would.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ..anatomy.fields import Draw
+from ..build import Sam3D
+from ..device import has_bfloat16
+from ..losses import mask_loss
+from .data import pick_targets
+from .patches import Patch, PatchSet
+from .pretrain import save_atomic, unroll
+
+logger = logging.getLogger(__name__)
+
+_VALIDATED = 8
+_VALIDATION_CLICKS = 3
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune. Losses (Dice with squared denominators and cross-entropy), AdamW and flips are those of the
+    published recipe; what differs, and why, is in docs/training.md.
+
+    Attributes:
+        minutes: time budget of all trainings of a run, the gate not counted; 0 for none.
+        epochs, steps_per_epoch: at most so much; an epoch is a number of steps, as few cases make no epoch.
+        learning_rate, weight_decay, warmup_steps, clip: AdamW; cosine to zero over epochs or budget, whichever goes faster.
+        freeze_encoder: train prompt encoder and mask decoder only, as published.
+        batch: patches a step, over all processes.
+        objects: annotated objects a patch. keep: old answers beside them a patch.
+        rounds: (share, rounds) of the kinds of step. box_share, uniform_share, repeat_share: see PretrainConfig.
+        cube_share, cube: share of steps on cubes of that edge, cut around an annotated object, instead of whole patches.
+        rehearsal: share of steps on generated anatomy. rehearsal_cases: how many of its cases there are.
+        patches: cut from each case.
+        ema: decay of the averaged weights, which are validated and published.
+        patience: epochs without a better validation after which training ends.
+        seed: of everything.
+        half: bfloat16 where the device computes it natively. On a CPU such sums differ from run to run in the third digit;
+            in float32 a run repeats exactly.
+        structures: names to train; empty for all.
+        guard_cases: generated cases of the gate. gate_clicks: clicks of the gate.
+    """
+
+    minutes: float = 8.0
+    epochs: int = 40
+    steps_per_epoch: int = 15
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 15
+    clip: float = 1.0
+    freeze_encoder: bool = False
+    batch: int = 1
+    objects: int = 3
+    keep: int = 2
+    rounds: tuple[tuple[float, int], ...] = ((0.6, 2), (0.3, 3), (0.1, 5))
+    box_share: float = 0.2
+    uniform_share: float = 0.3
+    repeat_share: float = 0.35
+    cube_share: float = 0.4
+    cube: int = 96
+    rehearsal: float = 0.25
+    rehearsal_cases: int = 8
+    patches: int = 10
+    ema: float = 0.97
+    patience: int = 12
+    seed: int = 1
+    half: bool = True
+    structures: tuple[str, ...] = ()
+    guard_cases: int = 6
+    gate_clicks: int = 5
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("minutes", 0, 100_000), ("epochs", 1, 100_000), ("steps_per_epoch", 1, 100_000), ("learning_rate", 0, 1),
+            ("batch", 1, 4096), ("objects", 1, 64), ("keep", 0, 64), ("cube_share", 0, 1), ("rehearsal", 0, 1),
+            ("rehearsal_cases", 0, 1000), ("patches", 1, 1000), ("ema", 0, 1), ("patience", 1, 100_000),
+            ("guard_cases", 0, 1000), ("gate_clicks", 1, 50), ("box_share", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> FinetuneConfig:
+        """From texts and numbers of a client or a command line; keys that are not ours are left out.
+
+        Raises:
+            ValueError: a value of the wrong kind or out of range.
+        """
+        chosen = {}
+        for field in fields(cls):
+            if values.get(field.name) is not None:
+                chosen[field.name] = _as_kind(field.name, values[field.name], field.default)
+        return cls(**chosen)
+
+
+def _as_kind(name: str, value: Any, default: Any) -> Any:
+    """`value` as the kind of `default`; clients send numbers, texts, or a list of which the first entry counts."""
+    if isinstance(value, (list, tuple)) and not isinstance(default, tuple):
+        value = value[0] if value else default
+    try:
+        if isinstance(default, bool):
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).strip().lower()]
+        if isinstance(default, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(
+                tuple(item) if isinstance(item, (list, tuple)) else str(item).strip() for item in items if item
+            )
+        number = float(value)
+        if isinstance(default, int) and not number.is_integer():
+            raise ValueError
+        return type(default)(number)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be a {type(default).__name__} such as {default!r}, got {value!r}") from error
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its checkpoint is written, and the next run goes on from there."""
+
+
+class Finetuning:
+    """One training in `folder`; `run()` goes on from its checkpoint if there is one.
+
+    Args:
+        model: the network that it starts from; it is changed.
+        patches: what to train on.
+        minutes: of the config's budget that this training may use; None takes the config's.
+        on_epoch: called with the row of every finished epoch (first process only).
+        should_stop: asked between steps.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        folder: Path,
+        model: Sam3D,
+        patches: PatchSet,
+        device: torch.device | str = "cpu",
+        minutes: float | None = None,
+        on_epoch: Callable[[dict], None] = lambda row: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.folder, self.device = config, Path(folder), torch.device(device)
+        self.minutes = config.minutes if minutes is None else minutes
+        self.patches, self.on_epoch, self.should_stop = patches, on_epoch, should_stop
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.spec = model.spec
+        self.model = model.to(self.device, memory_format=torch.channels_last_3d).train().requires_grad_(True)
+        self.model.image_encoder.requires_grad_(not config.freeze_encoder)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.best = {k: v.clone() for k, v in self.average.items()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch % self.world:
+            raise ValueError(f"batch must be a multiple of the {self.world} processes, got {config.batch}")
+        self.half = config.half and has_bfloat16(self.device)
+        self.step, self.seconds, self.begun, self.clock = 0, 0.0, time.monotonic(), 0.0
+        self.rows: list[dict] = []
+        self.losses: list[float] = []
+        self.done = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable state."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def best_dice(self) -> float:
+        """Best validation so far; 0 before the first."""
+        return max((row["dice"] for row in self.rows), default=0.0)
+
+    def save(self) -> None:
+        """Writes the checkpoint (first process)."""
+        if self.rank:
+            return
+        state = {
+            "step": self.step, "seconds": self._elapsed(), "rows": json.dumps(self.rows), "done": self.done,
+            "model": self.model.state_dict(), "average": self.average, "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        save_atomic(state, self.checkpoint)
+
+    def resume(self) -> bool:
+        """Loads the checkpoint if there is one."""
+        if not self.checkpoint.exists():
+            return False
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average, self.best = state["average"], state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
+        self.rows = json.loads(state["rows"])
+        return True
+
+    def run(self) -> dict[str, Tensor]:
+        """Trains until epochs, budget or patience are used up; returns the averaged weights that validated best.
+
+        Raises:
+            Stopped: `should_stop` said so. ValueError: the loss is not finite any more.
+        """
+        if self.resume():
+            logger.info("resumed %s after %d epochs", self.folder.name, len(self.rows))
+        if self.done:
+            return self.best
+        self.begun, self.clock = time.monotonic(), self.seconds
+        engine = Engine(self._train_step)
+        stopper = EarlyStopping(self.config.patience, lambda _: self.rows[-1]["dice"], engine)
+        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.rank == 0 else None
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def after_step(engine: Engine) -> None:
+            if board:
+                board.add_scalar("loss/step", engine.state.output, self.step)
+            if self.minutes and self.clock > 60 * self.minutes:
+                engine.terminate()
+                if len(self.losses) > 1:
+                    self._finish_epoch(board)
+
+        @engine.on(Events.EPOCH_COMPLETED)
+        def after_epoch(engine: Engine) -> None:
+            self._finish_epoch(board)
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED, stopper)
+        left = self.config.epochs - self.step // self.config.steps_per_epoch
+        try:
+            if left > 0:
+                engine.run(range(self.config.steps_per_epoch), max_epochs=left)
+        finally:
+            if board:
+                board.close()
+        self.done = True
+        self.save()
+        return self.best
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.begun
+
+    def _progress(self) -> float:
+        """Share of the schedule that is used, by steps or by time."""
+        by_step = self.step / (self.config.epochs * self.config.steps_per_epoch)
+        by_time = self.clock / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_step, by_time))
+
+    def _train_step(self, engine: Engine, _: Any) -> float:
+        """One optimiser step on this process's share of the batch; returns the loss of the whole batch."""
+        if self.should_stop():
+            raise Stopped(f"stopped after {len(self.rows)} epochs")
+        c = self.config
+        rate = c.learning_rate * min(1.0, (self.step + 1) / max(1, c.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * self._progress()))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for index in range(self.rank, c.batch, self.world):
+            term = self._loss((c.seed * 1_000_003 + self.step) * 4099 + index) / c.batch
+            term.backward()
+            loss += term.item()
+        loss = self._share(loss)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss became {loss} at step {self.step}; lower learning_rate ({c.learning_rate})")
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], c.clip)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+        decay = min(c.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+        self.step += 1
+        self.losses.append(loss)
+        return loss
+
+    def _share(self, loss: float) -> float:
+        """Sums gradients and loss over the processes, and averages their clocks; returns the loss."""
+        self.clock = self._elapsed()
+        if self.world == 1:
+            return loss
+        with_grad = [p for p in self.model.parameters() if p.requires_grad]
+        for p in with_grad:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        own = torch.tensor([loss, self.clock / self.world], device=self.device)
+        flat = torch.cat([*(p.grad.flatten() for p in with_grad), own])
+        dist.all_reduce(flat)
+        start = 0
+        for p in with_grad:
+            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+        self.clock = float(flat[-1])
+        return float(flat[-2])
+
+    def _loss(self, seed: int) -> Tensor:
+        """Loss of one patch; every random choice follows from the seed."""
+        c, draw = self.config, Draw(seed)
+        torch.manual_seed(seed)
+        image, target = self._sample(draw)
+        _, rounds = c.rounds[draw.weighted(share for share, _ in c.rounds)]
+        with_box = self.spec.decoder.boxes and draw.chance(c.box_share)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            outs = unroll(
+                self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share
+            )
+        truth = target.flatten(0, 1)[:, None]
+        return sum(mask_loss(logits, truth, iou)["total"] for logits, iou in outs) / len(outs)
+
+    def _sample(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Image (1, channels, s, s, s) and occupancies (1, K, m, m, m) of a random patch or a cube of it."""
+        c = self.config
+        for _ in range(20):
+            rehearse = bool(self.patches.rehearsal) and draw.chance(c.rehearsal)
+            patch = Patch.read(draw.choice(list(self.patches.rehearsal if rehearse else self.patches.train)))
+            size = self.spec.patch_size
+            edge = c.cube if c.cube < size and draw.chance(c.cube_share) else size
+            sample = varied(draw, cut(draw, patch, edge), c.objects, c.keep)
+            if sample is not None:
+                image, target = sample
+                image = image[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
+                return image, target[None].to(self.device).float() / 64
+        raise ValueError("no patch holds a structure of at least 0.2 ml at the model's resolution; nothing to train on")
+
+    def _finish_epoch(self, board: SummaryWriter | None) -> None:
+        """Validates, keeps the best average, tells the caller and writes the checkpoint."""
+        dice = self.validate()
+        better = dice >= self.best_dice
+        row = {
+            "epoch": len(self.rows) + 1, "step": self.step, "loss": round(float(np.mean(self.losses)), 5),
+            "dice": round(dice, 5), "seconds": round(self._elapsed(), 1),
+        }  # fmt: skip
+        self.rows.append(row)
+        self.losses = []
+        if better:
+            self.best = {k: v.clone() for k, v in self.average.items()}
+        if board:
+            board.add_scalar("loss/epoch", row["loss"], self.step)
+            board.add_scalar("dice/validation", row["dice"], self.step)
+            board.flush()
+        self.save()
+        if self.rank == 0:
+            self.on_epoch(row)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean Dice over 1 to 3 clicks on patches of the training cases that training does not use; averaged weights.
+
+        It says when training has converged. Whether the model is better is for the gate, on other cases.
+        """
+        current = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        scores = []
+        for n, path in enumerate(self.patches.validation[:_VALIDATED]):
+            patch = Patch.read(path)
+            torch.manual_seed(n)
+            target = pick_targets(Draw(n), torch.from_numpy(patch.label).long(), 2)
+            if not len(target):
+                continue
+            image = torch.from_numpy(patch.image).float()[None].to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+                outs = unroll(
+                    self.model, image, target[None].to(self.device) / 64, _VALIDATION_CLICKS, False, True, 0.0
+                )
+            truth = (target[:, None] > 32).to(self.device)
+            scores += [float(_dice(logits > 0, truth).mean()) for logits, _ in outs]
+        self.model.load_state_dict(current)
+        self.model.train()
+        return float(np.mean(scores)) if scores else 0.0
+
+
+def _dice(pred: Tensor, truth: Tensor) -> Tensor:
+    """(B, ...) bool, (B, ...) bool -> (B,)."""
+    pred, truth = pred.flatten(1), truth.flatten(1)
+    return 2 * (pred & truth).sum(1) / (pred.sum(1) + truth.sum(1)).clamp_min(1)
+
+
+def cut(draw: Draw, patch: Patch, edge: int) -> Patch:
+    """A cube of `edge` voxels around a random voxel of a random structure, on the cells of the mask grid."""
+    size = patch.label.shape[0]
+    if edge >= size:
+        return patch
+    cell = size // patch.kept.shape[-1]
+    coarse = patch.label[::cell, ::cell, ::cell]
+    present = np.unique(coarse[coarse > 0])
+    begin = [draw.integer(0, (size - edge) // cell + 1) for _ in range(3)]
+    if len(present):
+        places = np.argwhere(coarse == present[draw.integer(0, len(present))])
+        place, n = places[draw.integer(0, len(places))], edge // cell
+        begin = [min(max(0, int(p) - draw.integer(n // 4, 3 * n // 4 + 1)), size // cell - n) for p in place]
+    cells = tuple(slice(b, b + edge // cell) for b in begin)
+    voxels = tuple(slice(b * cell, b * cell + edge) for b in begin)
+    return Patch(patch.image[(slice(None), *voxels)], patch.label[voxels], patch.kept[(slice(None), *cells)])
+
+
+def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, Tensor] | None:
+    """A patch flipped, with noise, and its targets: annotated structures first, then what is to be kept.
+
+    Returns:
+        image (channels, s, s, s) float32 and occupancies (K, m, m, m) in 0..64, or None without a structure.
+    """
+    flips = [axis for axis in range(3) if draw.chance(0.3)]
+    image = torch.from_numpy(patch.image).float().flip([1 + a for a in flips])
+    label = torch.from_numpy(patch.label).long().flip(flips)
+    kept = torch.from_numpy(patch.kept).flip([1 + a for a in flips])
+    targets = pick_targets(draw, label.contiguous(), objects)
+    if not len(targets):
+        return None
+    large = [n for n in range(len(kept)) if int((kept[n] > 32).sum()) >= 2]
+    chosen = [large.pop(draw.integer(0, len(large))) for _ in range(min(keep, len(large)))]
+    if draw.chance(0.3):
+        image = image + draw.log_uniform(0.01, 0.06) * draw.normal(*image.shape)
+    return image, torch.cat([targets, kept[chosen]]) if chosen else targets
+
+
+def config_text(config: FinetuneConfig) -> str:
+    """The config as JSON."""
+    return json.dumps(asdict(config))

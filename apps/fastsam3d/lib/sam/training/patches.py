@@ -1,0 +1,228 @@
+"""Training patches cut out of annotated scans as serving would cut them, kept on disk within a budget.
+
+Each scan is read once; what training needs of it are cubes, which are read from disk one at a time. A patch file holds
+    image   (channels, S, S, S) float16: what the network sees (preprocess.network_input)
+    label   (S, S, S) uint8: 0, or 1 + number of the structure
+    kept    (P, m, m, m) uint8 in 0..64: what the served model segments beside the labelled structures (see `keep`)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..anatomy.generator import generate
+from ..clicks import next_click
+from ..geometry import PatchFrame
+from ..intensity import normalise, padding_floor
+from ..placement import look_again, place_patch
+from ..postprocess import connected_to_clicks
+from ..preprocess import network_input
+from ..prompts import Click, Prompts
+from ..sampling import bounding_box
+from ..segmenter import VolumeSegmenter
+from ..spec import SamSpec
+from .cases import LabelledCase, read_case
+from .data import occupancy
+
+PATCH_LIMIT_BYTES = 4 * 2**30
+_RULES = ("ritm", "random")
+_TRIES = 4
+_STEADY = 0.5
+_LARGEST_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch in memory; see the module's text. Arrays of numpy."""
+
+    image: np.ndarray
+    label: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> Patch:
+        """From its file."""
+        with np.load(path, allow_pickle=False) as content:
+            return cls(content["image"], content["label"], content["kept"])
+
+    def write(self, path: Path) -> None:
+        """To its file."""
+        np.savez(path, image=self.image, label=self.label, kept=self.kept)
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """Paths of the patches: of annotated cases for training and for validation, and of generated anatomy."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    rehearsal: tuple[Path, ...]
+
+
+def build(
+    cases: Sequence[LabelledCase],
+    structures: Sequence[str],
+    folder: Path,
+    served: VolumeSegmenter,
+    per_case: int,
+    rehearsal: int,
+    keep: int,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> PatchSet:
+    """Cuts the patches into `folder`, unless they are there; a folder is complete or absent.
+
+    Args:
+        served: the model that training starts from; it says what must be kept.
+        per_case: patches a case for training; one for validation is added for every four.
+        rehearsal: patches of generated anatomy. keep: masks of the served model a patch.
+
+    Raises:
+        VolumeError: a file cannot be used. ValueError: no case holds a usable structure.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        checks = max(1, per_case // 4)
+        size = _bytes_of(served.spec, keep) * (len(cases) * (per_case + checks) + rehearsal)
+        if size > PATCH_LIMIT_BYTES:
+            per_case = max(2, int(per_case * PATCH_LIMIT_BYTES / size))
+            checks = max(1, per_case // 4)
+            say(f"{len(cases)} cases: {per_case} patches of each, so that they take at most 4 GiB of disk")
+        for number, case in enumerate(sorted(cases, key=lambda c: c.name)):
+            rng = np.random.default_rng([seed, number])
+            for n, patch in enumerate(cut_case(case, structures, served, per_case + checks, keep, rng)):
+                patch.write(part / f"{'train' if n < per_case else 'validation'}-{number:04d}-{n:03d}.npz")
+            say(f"patches of {case.name} cut ({number + 1} of {len(cases)})")
+        for n in range(rehearsal):
+            _generated(seed * 1009 + n, served.spec).write(part / f"rehearsal-{n:04d}.npz")
+        if not any(part.glob("train-*")):
+            shutil.rmtree(part)
+            raise ValueError(f"no annotated case holds a voxel of {', '.join(structures) or 'any structure'}")
+        os.replace(part, folder)
+    kinds = ("train", "validation", "rehearsal")
+    return PatchSet(*(tuple(sorted(folder.glob(f"{kind}-*.npz"))) for kind in kinds))
+
+
+def cut_case(
+    case: LabelledCase,
+    structures: Sequence[str],
+    served: VolumeSegmenter,
+    count: int,
+    keep: int,
+    rng: np.random.Generator,
+) -> Iterator[Patch]:
+    """`count` patches of one case around clicks on its structures, every structure in turn; none of an empty case."""
+    volume, label = read_case(case, structures)
+    floor = padding_floor(volume.array)
+    present = np.flatnonzero(np.bincount(label.ravel(order="K"), minlength=2))
+    present = rng.permutation(present[present > 0])
+    for n in range(count if len(present) else 0):
+        target = label == present[n % len(present)]
+        frame = place(target, volume.grid, served.spec, rng, look=n // len(present) % 2 == 1)
+        image = network_input(volume.array, frame, floor, served.spec.intensity)
+        cut = frame.crop(label, order=0)
+        kept = keep_masks(served, image, cut, frame.inside(), keep, rng)
+        yield Patch(image.astype(np.float16), cut, kept)
+
+
+def place(target: np.ndarray, grid, spec: SamSpec, rng: np.random.Generator, look: bool) -> PatchFrame:
+    """The patch that serving places for a click on the object, or for one after a first look that saw the object right.
+
+    Args:
+        target: (I, J, K) bool, not empty. look: the second kind, where the spec zooms and the look asks for it.
+    """
+    box = bounding_box(target)
+    inner = target[box]
+    rule = _RULES[int(rng.random() < 0.5)]
+    click = next_click(np.zeros_like(inner), inner, rng, rule, tuple(float(s) for s in grid.spacing_mm))
+    prompts = Prompts((Click(tuple(c + s.start for c, s in zip(click.ijk, box))),))
+    frame = place_patch(grid, prompts, spec)
+    if not (look and spec.zoom):
+        return frame
+    cells = occupancy(torch.from_numpy(frame.crop(target.view(np.uint8), order=0) > 0)).numpy()
+    seen = look_again(frame, cells > 0.5, spec)
+    return frame if seen is None else place_patch(grid, prompts, spec, seen)
+
+
+@torch.inference_mode()
+def keep_masks(
+    served: VolumeSegmenter, image: np.ndarray, label: np.ndarray, inside: np.ndarray, count: int, rng
+) -> np.ndarray:
+    """What the served model answers at random clicks beside the labelled structures, so that training can keep it.
+
+    Learning without forgetting (Li & Hoiem 2016): the old model's answers on the new images are targets too. Only steady
+    answers count: a click elsewhere in the mask gives nearly the same mask.
+
+    Args:
+        image: (channels, S, S, S). label: (S, S, S), 0 where nothing is labelled. inside: (S, S, S) bool.
+
+    Returns:
+        (P, m, m, m) uint8, probabilities times 64; P <= count.
+    """
+    spec = served.spec
+    m, cell = spec.mask_size, spec.patch_size // spec.mask_size
+    free = occupancy(torch.from_numpy((label == 0) & inside)).numpy() == 1
+    places = np.argwhere(free)
+    if not count or not len(places):
+        return np.zeros((0, m, m, m), np.uint8)
+    embedding = served.encode(torch.from_numpy(image)[None])
+    taken = occupancy(torch.from_numpy(label > 0)).numpy() > 0.5
+    first = places[rng.integers(len(places), size=_TRIES)]
+    answers = _answers(served, embedding, first, cell, spec.first_passes)
+    usable: list[int] = []
+    for n, logits in enumerate(answers):
+        mask = logits > 0
+        if not 2 <= mask.sum() <= _LARGEST_SHARE * m**3 or (mask & taken).sum() > 0.2 * mask.sum():
+            continue
+        if not any((mask & (answers[other] > 0)).sum() > 0.5 * mask.sum() for other in usable):
+            usable.append(n)
+    if not usable:
+        return np.zeros((0, m, m, m), np.uint8)
+    second = np.stack([_any_of(answers[n] > 0, rng) for n in usable])
+    again = _answers(served, embedding, second, cell, 1)
+    out = []
+    for n, other in zip(usable, again):
+        mask = answers[n] > 0
+        if 2 * (mask & (other > 0)).sum() >= _STEADY * (mask.sum() + (other > 0).sum()):
+            share = 1 / (1 + np.exp(-answers[n].astype(np.float64)))
+            out.append(np.where(taken, 0, np.round(64 * share)).astype(np.uint8))
+    return np.stack(out[:count]) if out else np.zeros((0, m, m, m), np.uint8)
+
+
+def _any_of(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    places = np.argwhere(mask)
+    return places[rng.integers(len(places))]
+
+
+def _answers(served: VolumeSegmenter, embedding, places: np.ndarray, cell: int, passes: int) -> list[np.ndarray]:
+    """Logits (m, m, m) of the served model for one click each, in the middle of the cells `places` (N, 3)."""
+    m, count = served.spec.mask_size, len(places)
+    points = torch.tensor(places * cell + cell // 2, dtype=torch.float32, device=served.device)[:, None]
+    labels = torch.ones(count, 1, dtype=torch.long, device=served.device)
+    logits = torch.zeros(count, 1, m, m, m, device=served.device)
+    for _ in range(passes):
+        logits, _ = served.decode(embedding, (points, labels), logits)
+    found = logits[:, 0].float().cpu().numpy()
+    return [connected_to_clicks(one, place[None]) for one, place in zip(found, places)]
+
+
+def _generated(seed: int, spec: SamSpec) -> Patch:
+    case = generate(seed, spec.patch_size)
+    image = normalise(case.image.numpy(), case.inside.numpy(), spec.intensity)
+    m = spec.mask_size
+    label = case.label.clamp_max(255).numpy().astype(np.uint8)
+    return Patch(image.astype(np.float16), label, np.zeros((0, m, m, m), np.uint8))
+
+
+def _bytes_of(spec: SamSpec, keep: int) -> int:
+    return spec.patch_size**3 * (2 * spec.encoder.channels + 1) + keep * spec.mask_size**3

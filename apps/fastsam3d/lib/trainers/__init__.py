@@ -1,0 +1,1 @@
+"""MONAI Label's training tasks: thin over lib/sam/training."""
