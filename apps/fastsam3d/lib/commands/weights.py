@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from ..cli import UserError, emit
-from ..conf import MODEL_DIR
+from ..conf import DEFAULT_MODEL, MODEL_DIR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--out", type=Path, required=True, help="folder for the files and their registry.json")
     export.add_argument("--name", default="fastsam3d_compact", help="start of the files' names (default: %(default)s)")
     export.add_argument("--release", type=int, default=1, help="number at the end of the weights' name (default: 1)")
+    past = action("history", "what training published or kept, and why")
+    past.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    past.add_argument("--json", action="store_true", help="print JSON")
+    back = action("rollback", "serve earlier weights from the next click on")
+    back.add_argument("name", nargs="?", help='a version of the history, or "default" (default: the one before)')
+    back.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -49,7 +55,10 @@ def main(args: argparse.Namespace) -> int:
         UserError, WeightsError, OSError: with what to put right.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    actions = {"list": _list, "fetch": _fetch, "verify": _verify, "import": _import, "export-run": _export}
+    actions = {
+        "list": _list, "fetch": _fetch, "verify": _verify, "import": _import, "export-run": _export,
+        "history": _history, "rollback": _rollback,
+    }  # fmt: skip
     return actions[args.action](args)
 
 
@@ -140,6 +149,34 @@ def _export(args: argparse.Namespace) -> int:
 
     for path in export_run(args.checkpoint, args.out, args.name, args.release):
         emit(f"{path}: {path.stat().st_size} bytes")
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ..sam import versions, weights
+
+    records, serving = versions.history(args.model_dir, args.model), weights.resolve(args.model, args.model_dir)
+    if args.json:
+        emit(json.dumps({"serving": serving.name, "history": [asdict(record) for record in records]}, indent=2))
+        return 0
+    for record in records:
+        mark = "*" if record.name == serving.name else " "
+        emit(f"{mark} {record.time[:19]}  {record.event:<8}  {record.name}  {record.version}\n    {record.reason}")
+    emit(f"{args.model} serves {serving.name} ({serving.version}, {serving.origin})")
+    return 0
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from datetime import datetime, timezone
+
+    from ..sam import versions, weights
+
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    versions.rollback(args.model_dir, args.model, args.name, now)
+    serving = weights.resolve(args.model, args.model_dir)
+    emit(f"{args.model} serves {serving.name} ({serving.version}, {serving.origin}) from the next click on")
     return 0
 
 
