@@ -27,8 +27,11 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "segment": Command("commands.segment:main", "segment a structure of a volume from clicks and a box"),
     "doctor": Command("doctor:main", "say what works on this machine, and how to mend what does not"),
-    "weights": Command("commands.weights:main", "list, fetch, verify and import weights"),
+    "weights": Command(
+        "commands.weights:main", "list, fetch, verify and import weights; history and rollback of training"
+    ),
     "pretrain": Command("commands.pretrain:main", "train a model on generated anatomy"),
+    "finetune": Command("commands.finetune:main", "train the served model on your own annotations"),
     "evaluate": Command("commands.evaluate:main", "measure a model by simulated clicks"),
     "benchmark": Command("commands.benchmark:main", "time the stages of a click"),
 }
