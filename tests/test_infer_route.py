@@ -7,9 +7,14 @@ from fastapi import HTTPException
 from lib import infer_route
 
 
+def look(params: str, output: str | None):
+    """The check of a request for case1 with these form fields."""
+    return infer_route._look_first("case1", "", params, None, None, output)
+
+
 async def seen_after(output: str | None) -> tuple[bool, bool]:
     """Whether a request's task is known as an inference, and whether an empty mask is refused in it."""
-    await infer_route._look_first("{}", output)
+    await look("{}", output)
     infer_route.check_dicom_seg_mask(1)
     try:
         infer_route.check_dicom_seg_mask(0)
@@ -24,9 +29,9 @@ def test_an_empty_mask_is_refused_as_a_dicom_seg_alone(output, refused):
     assert not infer_route.is_inference()
 
 
-@pytest.mark.parametrize("text", ["[1]", '"x"', "{", "[" * 100_000])
+@pytest.mark.parametrize("text", ["[1]", '"x"', "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_params_that_are_no_object(text):
     with pytest.raises(HTTPException) as caught:
-        asyncio.run(infer_route._look_first(text, None))
+        asyncio.run(look(text, None))
     assert caught.value.status_code == 400
     assert len(caught.value.detail) < 300

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections import deque
@@ -17,18 +16,24 @@ import torch
 from fastapi import HTTPException
 from lib import configs
 from lib.activelearning.strategies import First, Random
-from lib.conf import DEFAULT_MODEL, AppConf
+from lib.conf import DEFAULT_MODEL, AppConf, ConfError
 from lib.http_errors import EXPECTED, as_http, install_handlers
-from lib.images import resolve_image
+from lib.images import forget_upload, resolve_image
 from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks, is_inference
 from lib.sam.session import SessionStore
 from lib.sam.weights import WeightsError
+from lib.security.access import install_access
+from lib.security.dicom_store import connect
+from lib.security.front_routes import install_routes
+from lib.security.local_store import SafeLocalDatastore
+from lib.security.log_filter import install_log_filter
+from lib.security.names import check_tag
 from lib.server import apply_settings, forget_dicomweb_lists
 from lib.uploads import UploadSessions
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
-from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
@@ -39,7 +44,6 @@ logger = logging.getLogger(__name__)
 _VERSION = "0.1.0"
 _LISTS_AGE_SECONDS = 5.0
 _ANSWER_SECONDS = 600.0
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class FastSAM3DApp(MONAILabelApp):
@@ -55,6 +59,7 @@ class FastSAM3DApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
+        install_log_filter()
         apply_settings()
         self.app_conf = AppConf.parse(conf)
         if self.app_conf.threads:
@@ -84,6 +89,20 @@ class FastSAM3DApp(MONAILabelApp):
             made[model].init(model, model_dir, conf, None, app_conf=self.app_conf, store=self.store)
         return made
 
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")) and settings.MONAI_LABEL_DATASTORE:
+            raise ConfError("MONAI_LABEL_DATASTORE must be empty: the studies are a folder or a DICOMweb server.")
+        if self.studies.startswith(("http://", "https://")):
+            self._download_dcmqi_tools()
+            self.studies = self.studies.rstrip("/").strip()
+            return connect(self.studies)
+        return SafeLocalDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
     def init_infers(self) -> dict[str, InferTask]:
         return {name: config.infer() for name, config in self._configs.items()}
 
@@ -102,6 +121,9 @@ class FastSAM3DApp(MONAILabelApp):
         """
         install_handlers()
         install_checks()
+        install_routes()
+        install_access(self.app_conf.upload_bytes)
+        install_log_filter()
         for name, task in self._infers.items():
             try:
                 task.preload() if self.app_conf.preload else task.resolve()
@@ -124,6 +146,8 @@ class FastSAM3DApp(MONAILabelApp):
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         forget_dicomweb_lists()
+        if not isinstance(request.get("strategy"), str):
+            raise HTTPException(422, f"strategy must be a name, one of {', '.join(self._strategies)}.")
         return super().next_sample(request)
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
@@ -143,14 +167,21 @@ class FastSAM3DApp(MONAILabelApp):
         Raises:
             HTTPException: 404 for an unknown model or image, 422 for prompts, an image or an answer that cannot be.
         """
+        try:
+            return self._infer(request, datastore or self.datastore())
+        except BaseException:
+            forget_upload(request.get("image"))
+            raise
+
+    def _infer(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         model = request.get("model")
         task = self._infers.get(model) if isinstance(model, str) else None
         if task is None:
             raise HTTPException(
                 404, f"There is no model {str(model)[:80]!r}; this server has {', '.join(self._infers)}."
             )
-        datastore = datastore or self.datastore()
         check_dicom_seg(request, datastore)
+        tag = check_tag(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
         image_id, path = resolve_image(request, datastore, self.sessions())
         try:
             file, params = task({**request, "image": path, "image_id": image_id})
@@ -160,11 +191,15 @@ class FastSAM3DApp(MONAILabelApp):
         finally:
             self._last_click = time.monotonic()
         self._sweep_answers(file)
+        params["warnings"] = [*params["warnings"], *datastore.get_image_info(image_id).get("warnings", [])]
         check_dicom_seg_mask(params["voxels"])
         label = file
         if file and request.get("save_label") is True and image_id in datastore.list_images():
-            label = datastore.save_label(image_id, file, _checked_tag(request), {"model": model, "params": params})
+            label = datastore.save_label(image_id, file, tag, {"model": model, "params": params})
         return {"label": label, "tag": DefaultLabelTag.ORIGINAL, "file": file, "params": params}
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        raise HTTPException(404, "There are no models for whole-slide images here.")
 
     def _sweep_answers(self, file: str | None) -> None:
         """Remembers an answer file, and removes old ones that MONAI Label forgot (it does when a later step fails)."""
@@ -186,10 +221,3 @@ class FastSAM3DApp(MONAILabelApp):
             logger.warning(
                 "itkimage2segimage is not on PATH, so labels cannot be saved as DICOM SEG: pip install dcmqi"
             )
-
-
-def _checked_tag(request: Mapping[str, Any]) -> str:
-    tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
-    if not isinstance(tag, str) or not _TAG.fullmatch(tag):
-        raise HTTPException(422, f"label_tag must be a plain name, got {repr(tag)[:80]}.")
-    return tag

@@ -87,6 +87,7 @@ class AppConf:
         cache_gb: memory for resident volumes and embeddings, in GiB.
         threads: threads for one inference; 0 leaves torch's choice.
         preload: load the weights when the server starts rather than on the first click.
+        upload_gb: the most that one request may send, and an archive in it unpack to, in GiB.
     """
 
     models: tuple[str, ...] = MODELS
@@ -98,6 +99,7 @@ class AppConf:
     cache_gb: float = field(default_factory=lambda: default_cache_gb())
     threads: int = 0
     preload: bool = True
+    upload_gb: float = 2.0
 
     def weights_of(self, model: str) -> str | None:
         """What was configured for a model; the two tasks of a model for slices share their weights."""
@@ -106,6 +108,10 @@ class AppConf:
     @property
     def cache_bytes(self) -> int:
         return int(self.cache_gb * 2**30)
+
+    @property
+    def upload_bytes(self) -> int:
+        return int(self.upload_gb * 2**30)
 
     @classmethod
     def parse(cls, conf: Mapping[str, str] | None) -> AppConf:
@@ -198,12 +204,20 @@ def _device(text: str) -> str:
 
 
 def _cache_gb(text: str) -> float:
+    return _gibibytes("cache_gb", text)
+
+
+def _upload_gb(text: str) -> float:
+    return _gibibytes("upload_gb", text)
+
+
+def _gibibytes(key: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ConfError(f"--conf cache_gb takes a positive number of GiB, got {text!r}.")
+        raise ConfError(f"--conf {key} takes a positive number of GiB, got {text!r}.")
     return value
 
 
@@ -232,4 +246,5 @@ _PARSERS = {
     "cache_gb": _cache_gb,
     "threads": _threads,
     "preload": _preload,
+    "upload_gb": _upload_gb,
 }

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sys
+import tempfile
 
+import requests
 import torch
 from fastapi import HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse, Response
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from retrying import RetryError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .infers.request import RequestError
-from .sam.preprocess import VolumeError
 from .sam.prompts import MAX_CLICKS, PromptError
+from .sam.volume_io import TooLargeError, VolumeError
 from .sam.weights import WeightsError
+from .security.names import UnsafeNameError
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +33,17 @@ _STATUS = (
     (json.JSONDecodeError, 400),
     (RequestError, 422),
     (PromptError, 422),
+    (UnsafeNameError, 422),
+    (TooLargeError, 413),
     (VolumeError, 422),
+    (requests.RequestException, 502),
+    (RetryError, 502),
     (WeightsError, 503),
     (MemoryError, 503),
     (torch.OutOfMemoryError, 503),
 )
 _SHOWN = 200
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXPECTED = tuple(error for error, _ in _STATUS)
 
 
@@ -48,6 +58,8 @@ def as_http(error: Exception, *folders: str) -> HTTPException:
     text = str(getattr(error, "msg", "") or error)
     if isinstance(error, json.JSONDecodeError):
         text = f"params must be a JSON object: {error}"
+    elif isinstance(error, (requests.RequestException, RetryError)):
+        text = "The DICOMweb server does not answer or refuses; its answer is in this server's log."
     elif isinstance(error, torch.OutOfMemoryError):
         text = (
             "The GPU has not enough memory for this request; end what else uses it, "
@@ -55,6 +67,7 @@ def as_http(error: Exception, *folders: str) -> HTTPException:
         )
     elif isinstance(error, MemoryError):
         text = f"There is not enough memory for this request; close other images or lower --conf cache_gb ({text})."
+    folders = (*folders, tempfile.gettempdir())
     for folder in sorted({f for given in folders for f in (given, os.path.realpath(given))}, key=len, reverse=True):
         text = text.replace(folder.rstrip(os.sep) + os.sep, "")
     return HTTPException(status_code=status, detail=text)
@@ -64,6 +77,15 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     answer = as_http(error)
     logger.info("%s %s -> %d: %s", request.method, request.url.path, answer.status_code, answer.detail)
     return JSONResponse({"detail": answer.detail}, status_code=answer.status_code)
+
+
+async def _answer_full_disk(request: Request, error: OSError) -> JSONResponse:
+    """Says that a disk is full; passes on every other OSError, which is a server's fault."""
+    if error.errno not in _NO_ROOM:
+        raise error
+    logger.error("%s %s: %s", request.method, request.url.path, error.strerror)
+    text = f"The server could not store this, and kept what it had: {error.strerror}. Tell who runs it."
+    return JSONResponse({"detail": text}, status_code=507)
 
 
 async def _answer_oversized(request: Request, error: StarletteHTTPException) -> Response:
@@ -84,5 +106,6 @@ def install_handlers() -> None:
         return
     for kind in EXPECTED:
         server.app.add_exception_handler(kind, _answer)
+    server.app.add_exception_handler(OSError, _answer_full_disk)
     server.app.add_exception_handler(StarletteHTTPException, _answer_oversized)
     server.app.middleware_stack = None

@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import requests
@@ -16,12 +17,11 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from retrying import RetryError
 
+from .security.names import is_uid
 from .uploads import UploadSessions
 
 logger = logging.getLogger(__name__)
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+){1,63}")
-_LONGEST_UID = 64
 _NO_SUCH_SERIES = (400, 404, 410)
 _UPLOAD_NAME = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+){0,3}")
 _UPLOAD_SECONDS = 60
@@ -60,7 +60,7 @@ def resolve_image(request: Mapping[str, Any], datastore: Datastore, sessions: Up
 
 def _series(image: str, datastore: DICOMWebDatastore) -> str:
     """Path of a DICOM series in the datastore's cache, fetched first if need be."""
-    if len(image) > _LONGEST_UID or not _UID.fullmatch(image):
+    if not is_uid(image):
         raise _not_found(image)
     try:
         path = datastore.get_image_uri(image)
@@ -81,6 +81,17 @@ def _series(image: str, datastore: DICOMWebDatastore) -> str:
         # The first answer is a temporary conversion of which the cache holds a copy; nobody else removes it.
         os.unlink(path)
     return kept
+
+
+def forget_upload(image: object) -> None:
+    """Removes a file that MONAI Label stored for a request that failed; it would stay, as its own removal follows an answer.
+
+    Args:
+        image: what the request calls its image.
+    """
+    if isinstance(image, str) and "\0" not in image and os.path.isabs(image) and _is_fresh_upload(image):
+        with suppress(FileNotFoundError):
+            os.unlink(image)
 
 
 def _is_fresh_upload(path: str) -> bool:

@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from fastapi import Depends, Form, HTTPException
+from fastapi import Depends, File, Form, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.utils.app import app_instance
 
 from .infers.request import show
+from .security.received import ending_of
+
+UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".ima")
+"""Endings of the name of a volume that is sent along with a click."""
 
 _is_inference: ContextVar[bool] = ContextVar("is_inference", default=False)
 _wants_dicom_seg: ContextVar[bool] = ContextVar("wants_dicom_seg", default=False)
@@ -42,11 +47,43 @@ def install_checks() -> None:
     routes.insert(0, routes.pop())  # the first route that matches answers
 
 
-async def _look_first(params: str = Form("{}"), output: str | None = None) -> None:
+async def _look_first(
+    image: str = "",
+    session_id: str = "",
+    params: str = Form("{}"),
+    file: UploadFile | None = File(None),
+    label: UploadFile | None = File(None),
+    output: str | None = None,
+) -> None:
     """A coroutine, so that it runs in the request's own task and the endpoint sees what it noted."""
-    parse_params(params)
+    given = parse_params(params)
+    if not (file or image or session_id):
+        raise HTTPException(422, "A request needs an image: ?image=ID, ?session_id=ID or the form field file.")
+    if label:
+        raise HTTPException(422, "The models of this server take clicks and boxes and no label map (form field label).")
+    if file and file.filename:
+        ending_of(file.filename, UPLOADS, ".nii.gz")
+    if session_id:
+        _check_session(session_id)
+    if output == "image" and given.get("result_write_to_file") is False:
+        raise HTTPException(422, "output=image needs an answer file, so result_write_to_file must not be false.")
     _is_inference.set(True)
     _wants_dicom_seg.set(output == "dicom_seg")
+
+
+def _check_session(session_id: str) -> None:
+    """A click on an upload that is gone must not be answered on whatever image has the same name.
+
+    Raises:
+        HTTPException: 404 if there is no such session; the text says what a client does then.
+    """
+    sessions = app_instance().sessions()
+    if sessions is None or sessions.get_session(session_id, update_ts=False) is None:
+        raise HTTPException(
+            404,
+            f"The session {session_id[:64]!r} has expired or was never here; send the volume again (PUT /session/) and "
+            "repeat the click with the new session_id.",
+        )
 
 
 def is_inference() -> bool:
@@ -62,7 +99,7 @@ def parse_params(text: str) -> dict[str, Any]:
     """
     try:
         params = json.loads(text) if text else {}
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise HTTPException(400, f"params must be a JSON object: {error}") from error
     if not isinstance(params, dict):
         raise HTTPException(400, f"params must be a JSON object such as {{}}, got {show(text)}.")

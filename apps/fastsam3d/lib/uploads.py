@@ -7,8 +7,11 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 from monailabel.utils.sessions import SessionInfo, Sessions
+
+from .sam.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,21 @@ class UploadSessions(Sessions):
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("Session %s is unusable: %s", session_id, error)
             return None
+
+    def add_session(
+        self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
+    ) -> tuple[str, SessionInfo]:
+        """Makes a session of a file or folder, which is moved into it; archives are unpacked before, within bounds.
+
+        Raises:
+            ValueError: `uncompress` is asked for, which MONAI Label does without bounds, or the id is no plain name.
+        """
+        if uncompress or session_id is not None and not _ID.fullmatch(session_id):
+            raise ValueError("A session takes a plain id and files that are unpacked already.")
+        return super().add_session(data_file, expiry, False, session_id)
+
+    def _write_meta_info(self, session_id: str, session_info: SessionInfo) -> None:
+        write_text(Path(self.store_path, session_id, "meta.info"), session_info.to_str())
 
     def remove_expired(self) -> int:
         """Removes sessions whose time is over, and folders that hold none; returns how many."""

@@ -40,6 +40,9 @@ _DEFLATE_BOUND = 1100
 """Deflate makes at most 1032 bytes of one; a header that asks for more than this names voxels that are not there."""
 
 
+_NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
+
+
 class VolumeError(ValueError):
     """A scan that cannot be used; the message names the file, the rule and what was found."""
 
@@ -56,11 +59,13 @@ class Volume:
         array: (I, J, K), stored dtype (floats as float32), any memory order, all values finite.
         grid: shape and voxel -> RAS mm.
         warnings: what was unusual about the file and what was done about it, for the user.
+        nonfinite: how many voxels were NaN or infinite and were replaced.
     """
 
     array: np.ndarray
     grid: Grid
     warnings: tuple[str, ...] = field(default=())
+    nonfinite: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +107,36 @@ def read_volume(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
     raise VolumeError(f"{path.name}: an image must be one of {known} or a folder with a DICOM series; convert it first")
 
 
+def read_grid(path: str | os.PathLike) -> Grid:
+    """Reads a file's sizes and affine without its voxels: those that `read_volume` gives.
+
+    Raises:
+        VolumeError: the file is missing, its header is damaged, or it is none of .nii, .nii.gz, .nrrd, .mha and .mhd.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    try:
+        if name.endswith(_NIFTI):
+            image = nib.load(path)
+            sizes, affine = tuple(int(n) for n in image.shape), _nifti_affine(image)
+        elif name.endswith(_NRRD + _META):
+            data, fault = voxel_file(path)
+            if data is None:
+                raise VolumeError(f"{path.name}: {fault}")
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            sizes, affine = tuple(reader.GetSize()), _itk_affine(reader)
+        else:
+            raise VolumeError(f"{path.name}: a header is read from {', '.join(_NIFTI + _NRRD + _META)} files")
+        _check_sizes(path, sizes, 1, MAX_BYTES)
+        return Grid((*sizes[:3], *(1,) * (3 - len(sizes))), affine)
+    except (RuntimeError, OSError, EOFError, zlib.error, ValueError, *_NIBABEL_ERRORS) as error:
+        if isinstance(error, VolumeError):
+            raise
+        raise VolumeError(f"{path.name}: its header cannot be read: {_short(error)}") from error
+
+
 def _finish(path: Path, array: np.ndarray, affine: np.ndarray, warnings: list[str]) -> Volume:
     if array.size == 0:
         raise VolumeError(f"{path.name}: an image needs at least one voxel, got sizes {array.shape}")
@@ -111,6 +146,7 @@ def _finish(path: Path, array: np.ndarray, affine: np.ndarray, warnings: list[st
     except ValueError as error:
         raise VolumeError(f"{path.name}: {error}") from error
     low, high = array.min(), array.max()
+    count = 0
     if not (np.isfinite(low) and np.isfinite(high)):
         finite = np.isfinite(array)
         count = array.size - int(np.count_nonzero(finite))
@@ -122,7 +158,7 @@ def _finish(path: Path, array: np.ndarray, affine: np.ndarray, warnings: list[st
         warnings.append(f"{count} voxels were NaN or infinite and were set to the smallest value, {low:g}")
     if low == high:
         warnings.append(f"all voxels have the same value, {low:g}: there is nothing to see in this image")
-    return Volume(array, grid, tuple(warnings))
+    return Volume(array, grid, tuple(warnings), count)
 
 
 def _check_sizes(path: Path, sizes: tuple[int, ...], bytes_per_voxel: int, max_bytes: int, components: int = 1) -> None:
@@ -161,14 +197,7 @@ def _read_nifti(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, lis
         _check_file_size(path, path, math.prod(sizes) * dtype.itemsize, _DEFLATE_BOUND if compressed else 1)
         array = _stored_voxels(path, image)
         affine = _nifti_affine(image)
-    except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-        OSError,
-        EOFError,
-        zlib.error,
-        IsalError,
-    ) as error:
+    except (*_NIBABEL_ERRORS, OSError, EOFError, zlib.error, IsalError) as error:
         raise VolumeError(f"{path.name}: not a whole NIfTI file: {error}") from error
     except (ValueError, OverflowError, TypeError) as error:
         if isinstance(error, VolumeError):
@@ -329,13 +358,18 @@ def _execute(path: Path, reader: sitk.ImageFileReader | sitk.ImageSeriesReader) 
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise VolumeError(f"{path.name}: voxels must be single numbers, got {image.GetPixelIDTypeAsString()}")
     array = _native(sitk.GetArrayFromImage(image).T)
+    return array.reshape(array.shape[:3], order="A"), _itk_affine(image)
+
+
+def _itk_affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """(4, 4) voxel -> RAS mm."""
     rank = image.GetDimension()
     spatial = min(rank, 3)
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(rank, rank)[:spatial, :spatial]
     affine[:spatial, :spatial] = direction * np.array(image.GetSpacing())[:spatial]
     affine[:spatial, 3] = np.array(image.GetOrigin())[:spatial]
-    return array.reshape(array.shape[:3], order="A"), _LPS_TO_RAS @ affine
+    return _LPS_TO_RAS @ affine
 
 
 def _short(error: Exception) -> str:

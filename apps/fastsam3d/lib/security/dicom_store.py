@@ -1,0 +1,245 @@
+"""MONAI Label's datastore on a DICOMweb server: identifiers checked, downloads whole, labels on the image's voxels.
+
+The stock class takes any text as a series (and so as a path), keeps a series that was downloaded by half, stacks slices
+whatever their positions, names segments by counting, and reads a SEG on a grid of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from dicomweb_client import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.utils.convert import dicom_to_nifti, nifti_to_dicom_seg
+from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+from pydicom.dataset import Dataset
+
+from ..dicom_seg import Segments, names_of, read_segments, same_content
+from ..sam.grid import Grid
+from ..sam.series_check import check_series
+from ..sam.volume_io import VolumeError, read_volume
+from .files import PART
+from .local_store import SafeLocalDatastore
+from .names import check_info, is_uid
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_EXT = ".nii.gz"
+_FINAL = DefaultLabelTag.FINAL.value
+
+
+class _Seg(NamedTuple):
+    """A segmentation on the server: its series, the series it belongs to, and when it was made (for comparing)."""
+
+    series: str
+    image: str
+    made: str
+
+
+class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
+    """See the module. The folder below is a cache of the server's series, and keeps labels of other tags than final."""
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Path of a series' volume (or folder of files), fetched first if need be; "" for what is no identifier.
+
+        Raises:
+            ImageNotFoundException: the server has no such series.
+            VolumeError: its slices do not stack to a volume.
+            requests.RequestException: the server does not answer.
+        """
+        if not is_uid(image_id):
+            return ""
+        folder = self._fetched(image_id, Path(self._datastore.image_path(), image_id))
+        if not self._convert_to_nifti:
+            return str(folder)
+        volume = folder.with_name(image_id + _IMAGE_EXT)
+        with self._threads:
+            if not volume.exists() or image_id not in self._datastore.objects:
+                self._convert(image_id, folder)
+        return os.path.realpath(volume)
+
+    def _fetched(self, series: str, folder: Path) -> Path:
+        """The folder of a series' files, all of them."""
+        if not (folder.is_dir() and any(folder.iterdir())):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=".fetch-", suffix=PART, dir=folder.parent))
+            try:
+                self._download(series, part)
+                with self._threads:
+                    if not folder.exists():
+                        part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return folder.resolve()
+
+    def _download(self, series: str, folder: Path) -> None:
+        try:
+            dicom_web_download_series(None, series, str(folder), self._client, self._fetch_by_frame)
+        except LookupError as error:  # how the stock function says that the server's answer names no such series
+            raise ImageNotFoundException(f"There is no image {series!r} on the DICOMweb server.") from error
+        if not any(folder.iterdir()):
+            raise ImageNotFoundException(f"The DICOMweb server has no files of the image {series!r}.")
+
+    def _convert(self, image_id: str, folder: Path) -> None:
+        warnings = check_series(sorted(folder.iterdir()), image_id)
+        made = dicom_to_nifti(str(folder))
+        try:
+            info = self._dicom_info(image_id)
+            SafeLocalDatastore.add_image(
+                self, image_id, made, info | ({"warnings": list(warnings)} if warnings else {})
+            )
+        finally:
+            os.unlink(made)
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Path of a label that is here, by the image's id; "" if there is none. `datalist` fetches those of the server."""
+        return LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Stores a label; a final one also on the server, as a DICOM SEG that was read back and compared first.
+
+        Raises:
+            VolumeError: it cannot become a SEG that holds the same voxels under the same names.
+            See `SafeLocalDatastore.save_label` for others.
+        """
+        info = check_info(dict(label_info or {}))
+        volume = self.get_image_uri(image_id)
+        if not volume:
+            raise ImageNotFoundException(f"There is no image {image_id[:80]!r}.")
+        if str(getattr(label_tag, "value", label_tag)) == _FINAL:
+            info |= self._send(image_id, Path(volume), label_filename, info)
+        return SafeLocalDatastore.save_label(self, image_id, label_filename, label_tag, info)
+
+    def _send(self, image_id: str, volume: Path, label_file: str, info: dict[str, Any]) -> dict[str, Any]:
+        """Makes the SEG, compares it with the label, and stores it on the server; what to remember of it."""
+        uneven = self.get_image_info(image_id).get("warnings")
+        if uneven:
+            raise VolumeError(f"{uneven[0]}: a DICOM SEG would lie beside its slices; nothing was saved")
+        label = read_volume(label_file)
+        values = [int(value) for value in np.unique(label.array) if value]
+        if not values:
+            raise VolumeError("a label needs at least one voxel to become a DICOM SEG; this one is empty")
+        named = names_of(info, values)
+        folder = Path(self._datastore.image_path(), image_id)
+        made = nifti_to_dicom_seg(str(folder.resolve()), label_file, named)
+        try:
+            if not made or not os.path.exists(made):
+                raise VolumeError("the label could not be written as a DICOM SEG (see the server's log)")
+            segments = read_segments(Path(made), _grid_of(volume))
+            if not same_content(segments, label.array, [(v, e["name"]) for v, e in zip(values, named)]):
+                raise VolumeError("the DICOM SEG made of the label does not hold the same voxels; nothing was saved")
+            series = dicom_web_upload_dcm(made, self._client)
+        finally:
+            if made and os.path.exists(made):
+                os.unlink(made)
+        image_info = self.get_image_info(image_id)
+        kept = {key: image_info[key] for key in ("Modality", "PatientID", "StudyInstanceUID") if key in image_info}
+        return kept | {"SeriesInstanceUID": series}
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Image and label pairs for training: the newest SEG of each series that is among the images.
+
+        A SEG that cannot be put on its image's voxels is left out, with the reason in the log. Labels that the server no
+        longer has are left out and never deleted here.
+        """
+        segs = self._newest_segs()
+        for image_id, seg in segs.items():
+            try:
+                self._bring(seg)
+            except (VolumeError, MONAILabelException, OSError) as error:
+                logger.warning("The segmentation %s of %s is left out: %s", seg.series, image_id, error)
+        usable = {image_id for image_id, seg in segs.items() if self._is_here(seg)}
+        keep = {os.path.realpath(LocalDatastore.get_image_uri(self, image_id)) for image_id in usable}
+        return [pair for pair in LocalDatastore.datalist(self, full_path) if os.path.realpath(pair["image"]) in keep]
+
+    def _newest_segs(self) -> dict[str, _Seg]:
+        images, newest = set(self.list_images()), {}
+        for found in self._client.search_for_series(search_filters={"Modality": "SEG"}):
+            row = Dataset.from_json(found)
+            series = str(row.SeriesInstanceUID)
+            metadata = self._client.retrieve_series_metadata(str(row.StudyInstanceUID), series)
+            header = Dataset.from_json(metadata[0])
+            references = header.get("ReferencedSeriesSequence")
+            image = str(references[0].SeriesInstanceUID) if references else ""
+            if image not in images or not is_uid(series):
+                logger.warning("The segmentation %s belongs to no series of the list and is left out", series)
+                continue
+            made = "".join(str(header.get(key) or "") for key in ("ContentDate", "ContentTime"))
+            newest[image] = max(newest.get(image, _Seg("", image, "")), _Seg(series, image, made), key=lambda s: s.made)
+        return newest
+
+    def _is_here(self, seg: _Seg) -> bool:
+        return self.get_label_info(seg.image, _FINAL).get("SeriesInstanceUID") == seg.series
+
+    def _bring(self, seg: _Seg) -> None:
+        """Fetches a segmentation unless it is here, and stores it as the final label of its image."""
+        if self._is_here(seg):
+            return
+        grid = _grid_of(Path(self.get_image_uri(seg.image)))
+        with tempfile.TemporaryDirectory() as folder:
+            files = self._fetched(seg.series, Path(folder, seg.series))
+            segments = read_segments(next(files.iterdir()), grid)
+            path = Path(folder, "label" + _IMAGE_EXT)
+            nib.save(nib.Nifti1Image(_smallest(segments), grid.affine), path)
+            SafeLocalDatastore.save_label(self, seg.image, str(path), _FINAL, _info_of(seg, segments))
+
+
+def _info_of(seg: _Seg, segments: Segments) -> dict[str, Any]:
+    names = [{"name": name, "idx": value} for value, name in segments.names.items()]
+    return {"label_info": names, "SeriesInstanceUID": seg.series} | (
+        {"warnings": [f"{segments.overlap} voxels belong to several segments; the last one has them"]}
+        if segments.overlap
+        else {}
+    )
+
+
+def _smallest(segments: Segments) -> np.ndarray:
+    return segments.array.astype(np.uint8 if max(segments.names, default=0) < 256 else np.uint16)
+
+
+def _grid_of(volume: Path) -> Grid:
+    """The grid of a volume in the cache, from its header."""
+    image = nib.load(volume)
+    return Grid(tuple(int(n) for n in image.shape[:3]), np.array(image.affine, dtype=np.float64))
+
+
+def connect(address: str) -> SafeDICOMWebDatastore:
+    """The datastore of a DICOMweb server, by MONAI Label's settings."""
+    session = None
+    if "googleapis.com" in address:
+        from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
+
+        client = DICOMwebClient(url=address, session=create_session_from_gcp_credentials())
+    else:
+        if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
+            session = create_session_from_user_pass(
+                settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+            )
+        client = DICOMwebClientX(
+            url=address,
+            session=session,
+            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+        )
+    return SafeDICOMWebDatastore(
+        client=client,
+        search_filter=settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
+        cache_path=(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or "").strip() or None,
+        fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+        convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
+    )

@@ -1,0 +1,146 @@
+"""Checks in front of MONAI Label's other routes, and the few that this app answers itself or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import Body, Depends, HTTPException
+from fastapi.responses import FileResponse
+from monailabel.config import settings
+from monailabel.endpoints import batch_infer, datastore, logs, ohif, scoring, train
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from starlette.background import BackgroundTask
+
+from . import dicom_proxy, upload_routes
+from .names import check_tag, is_file_name
+
+_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+_ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+_ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+_CHECKSUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{1,128}")
+_SHOWN = 80
+
+
+def install_routes() -> None:
+    """Puts these routes before MONAI Label's; does nothing where its server was not started."""
+    server = sys.modules.get("monailabel.app")
+    if server is None:
+        return
+    for path, methods, endpoint in (*upload_routes.ROUTES, *dicom_proxy.ROUTES, *_own_routes()):
+        _put_in_front(server.app, path, methods, endpoint)
+    for path, methods, endpoint, check in _checked_routes():
+        _put_in_front(server.app, path, methods, endpoint, [Depends(check)])
+
+
+def _put_in_front(app: Any, path: str, methods: Sequence[str], endpoint: Callable, checks: Sequence[Any] = ()) -> None:
+    app.add_api_route(
+        settings.MONAI_LABEL_API_STR + path,
+        endpoint,
+        methods=list(methods),
+        dependencies=list(checks),
+        include_in_schema=False,  # the route behind it describes both
+    )
+    routes = app.router.routes
+    routes.insert(0, routes.pop())  # the first route that matches answers
+
+
+def _own_routes() -> list[tuple[str, list[str], Callable]]:
+    return [
+        ("/reload", ["POST"], refuse_reload),
+        ("/infer/wsi/{model}", ["POST"], refuse_wsi),
+        ("/infer/wsi_v2/{model}", ["POST"], refuse_wsi),
+        ("/datastore/dataset", ["GET"], download_dataset),
+    ]
+
+
+def _checked_routes() -> list[tuple[str, list[str], Callable, Callable]]:
+    return [
+        ("/datastore/image", ["HEAD"], datastore.api_check_image, check_sum_is_known),
+        ("/logs/gpu", ["GET"], logs.gpu_info, check_gpu_program),
+        ("/ohif/{path:path}", ["GET"], ohif.api_get_ohif, check_ohif_path),
+        ("/train/{model}", ["POST"], train.api_run_model, check_training),
+        ("/scoring/{method}", ["POST"], scoring.api_run_method, check_scoring),
+        ("/batch/infer/{model}", ["POST"], batch_infer.api_run, check_batch),
+    ]
+
+
+def refuse_reload(user: User = _ADMIN) -> None:
+    """POST /reload makes MONAI Label forget the running app, for everybody, without asking who calls."""
+    raise HTTPException(403, "The app is reloaded by starting the server again.")
+
+
+def refuse_wsi(model: str, user: User = _USER) -> None:
+    """MONAI Label's whole-slide inference opens any path of the server."""
+    raise HTTPException(404, "There are no models for whole-slide images here; POST /infer/{model} takes volumes.")
+
+
+def download_dataset(limit_cases: int | None = None, user: User = _ANNOTATOR) -> FileResponse:
+    """GET /datastore/dataset: the archive is removed when it is sent, which MONAI Label forgets."""
+    store = app_instance().datastore()
+    if not store.datalist():
+        raise HTTPException(404, "No image has a final label yet, so there is nothing to download.")
+    path = store.get_dataset_archive(limit_cases)
+    return FileResponse(
+        path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(os.unlink, path)
+    )
+
+
+def check_sum_is_known(check_sum: str | None = None) -> None:
+    """MONAI Label fails on an algorithm that it does not know."""
+    if check_sum is not None and not _CHECKSUM.fullmatch(check_sum):
+        raise HTTPException(
+            422, f"check_sum must be SHA256:, SHA512: or MD5: and hex digits, got {check_sum[:_SHOWN]!r}."
+        )
+
+
+def check_gpu_program() -> None:
+    """MONAI Label runs nvidia-smi without looking whether it is there."""
+    if shutil.which("nvidia-smi") is None:
+        raise HTTPException(404, "There is no nvidia-smi on this machine.")
+
+
+def check_ohif_path(path: str) -> None:
+    """Only files of the viewer: no parent folders, and no folders."""
+    viewer = os.path.join(os.path.dirname(os.path.realpath(ohif.__file__)), "static", "ohif")
+    name = path.replace("/", os.pathsep)  # as MONAI Label makes it
+    if ".." in re.split(r"[/\\]", path) or path and os.path.isdir(os.path.join(viewer, name)):
+        raise HTTPException(404, "There is no such file of the viewer.")
+
+
+def check_training(model: str, params: dict | None = Body(None)) -> None:
+    """An unknown model would start a process that builds the whole app to fail; a file name must stay one."""
+    _check_known(model, app_instance()._trainers, "a trainer")
+    _check_plain(params or {})
+    _check_known((params or {}).get("model", model), app_instance()._trainers, "a trainer")
+
+
+def check_scoring(method: str, params: dict | None = Body(None)) -> None:
+    """As `check_training`."""
+    _check_known(method, app_instance()._scoring_methods, "a scoring method")
+    _check_known((params or {}).get("method", method), app_instance()._scoring_methods, "a scoring method")
+
+
+def check_batch(model: str, params: dict | None = Body(None)) -> None:
+    """As `check_training`."""
+    _check_known(model, app_instance()._infers, "a model")
+    _check_known((params or {}).get("model", model), app_instance()._infers, "a model")
+    if (params or {}).get("label_tag"):
+        check_tag(params["label_tag"])
+
+
+def _check_known(name: Any, known: dict[str, Any], what: str) -> None:
+    if not isinstance(name, str) or name not in known:
+        names = ", ".join(known) or "none"
+        raise HTTPException(404, f"There is no {what.split()[-1]} {repr(name)[:_SHOWN]}; this server has {names}.")
+
+
+def _check_plain(params: dict[str, Any]) -> None:
+    for key in ("model_filename", "name"):
+        if params.get(key) is not None and not is_file_name(params[key]):
+            raise HTTPException(422, f"{key} must be one plain file name, got {repr(params[key])[:_SHOWN]}.")
