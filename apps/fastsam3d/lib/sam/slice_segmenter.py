@@ -101,16 +101,31 @@ class SliceSegmenter:
             self.weights_version,
         )  # fmt: skip
 
-    def segment_image(self, image: np.ndarray, boxes_xy: np.ndarray) -> list[SliceMask]:
-        """Answers boxes on one image, which is encoded once.
+    def segment_image(
+        self, image: np.ndarray, boxes_xy: np.ndarray, clicks_xy: Sequence[tuple[int, int, bool]] = ()
+    ) -> list[SliceMask]:
+        """Answers boxes on one image, which is encoded once; or one object by clicks, with a box or without.
 
         Args:
             image: (H, W) or (H, W, 3) uint8.
             boxes_xy: (N, 4) x0, y0, x1, y1 in its pixels, within it.
+            clicks_xy: column, row and whether it lies on the object; only with at most one box.
+
+        Raises:
+            PromptError: clicks with several boxes, or neither a box nor a click on the object.
         """
         frame = SliceFrame(image.shape[:2], self.spec.image_size)
         source = SliceSource(self.network, lambda index: image, frame, Memory(CACHE_BYTES))
-        return source.predict([(0, SlicePrompt(model_box(box, frame))) for box in boxes_xy])
+        prompts = [SlicePrompt(model_box(box, frame)) for box in boxes_xy]
+        if clicks_xy:
+            if len(prompts) > 1:
+                raise PromptError(f"clicks refine one object, got them with {len(prompts)} boxes; give one box")
+            if not prompts and not any(sign for *_, sign in clicks_xy):
+                raise PromptError("a segmentation needs at least one click on the object or a box, got neither")
+            points = frame.points_to_model(np.array([place for *place, _ in clicks_xy])).tolist()
+            clicks = tuple((x, y, int(sign)) for (x, y), (*_, sign) in zip(points, clicks_xy))
+            prompts = [SlicePrompt(prompts[0].box if prompts else None, clicks)]
+        return source.predict([(0, prompt) for prompt in prompts])
 
     def segment_stack(self, stack: np.ndarray, boxes: Sequence[np.ndarray]) -> list[dict[int, SliceMask]]:
         """Answers boxes in a stack, each slice of which is encoded once.
