@@ -1,7 +1,8 @@
 """The click simulator: where a user would click next, for training and for evaluation.
 
 The rules "random" and "ritm" are re-implementations of what FastSAM3D and SAM-Med3D train and validate with; given
-numpy's RandomState they draw the same voxels. "centre" is deterministic.
+numpy's RandomState they draw the same voxels. "centre" is deterministic. "cvpr25" is the rule of the CVPR 2025 challenge
+for interactive 3D segmentation (its CVPR25_iter_eval.py).
 """
 
 from typing import Protocol
@@ -12,7 +13,7 @@ from scipy import ndimage
 from .prompts import Click
 from .sampling import bounding_box
 
-RULES = ("random", "ritm", "centre")
+RULES = ("random", "ritm", "centre", "cvpr25")
 
 SIMULATOR_THRESHOLDS = {"fastsam3d": 0.5, "sam_med3d": 0.0}
 """Logit above which the published click simulators count a voxel as segmented (FastSAM3D compares the logit with 0.5;
@@ -50,8 +51,9 @@ def next_click(
         target: (I, J, K) bool, the truth.
         rng: numpy Generator or RandomState that draws among the candidates; "centre" needs none.
         rule: "random", uniform over all wrong voxels; "ritm", uniform over the voxels deeper than half the largest
-            depth, in whichever of the missed and the surplus voxels are deeper; "centre", the deepest wrong voxel.
-        spacing_mm: voxel size, for depths in mm; the published rule counts voxels.
+            depth, in whichever of the missed and the surplus voxels are deeper; "centre", the deepest wrong voxel;
+            "cvpr25", the deepest voxel, in voxels, of the largest 26-connected region of wrong voxels.
+        spacing_mm: voxel size, for depths in mm; the published rules count voxels.
 
     Returns:
         A positive click on a missed voxel or a negative one on a surplus voxel; None when there is no error.
@@ -63,7 +65,9 @@ def next_click(
     if len(candidates) == 0:
         return None
     chosen = 0
-    if rule != "centre":
+    if rule == "cvpr25":  # as published: a generator that starts anew for each click
+        chosen = int(np.random.RandomState(42).randint(len(candidates)))
+    elif rule != "centre":
         if rng is None:
             raise ValueError(f'the rule "{rule}" draws at random and needs an rng, got None')
         draw = rng.randint if isinstance(rng, np.random.RandomState) else rng.integers
@@ -93,6 +97,11 @@ def click_candidates(
     error, target = error[box], target[box]
     if rule == "random":
         chosen = np.argwhere(error)
+        positive = target[tuple(chosen.T)]
+    elif rule == "cvpr25":
+        parts, _ = ndimage.label(error, structure=np.ones((3, 3, 3)))
+        depth = _depth(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])), (1.0, 1.0, 1.0))
+        chosen = np.argwhere((depth == depth.max()).T)[:, ::-1]  # the challenge's arrays are (k, j, i)
         positive = target[tuple(chosen.T)]
     else:
         missed, surplus = _depth(error & target, spacing_mm), _depth(error & ~target, spacing_mm)

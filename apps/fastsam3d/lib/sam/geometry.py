@@ -170,6 +170,31 @@ class Lattice:
             np.greater(slab, threshold, out=plane.view(bool))
         return mask, corner
 
+    def paste_values(self, values: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """Brings a patch of numbers back to the scan's voxels, linear interpolation.
+
+        Args:
+            values: array of the lattice's shape.
+
+        Returns:
+            box: float32 (i, j, k) of every voxel of the scan that lies in the lattice.
+            corner_ijk: the scan's voxel at the box's low corner.
+
+        Raises:
+            ValueError: the values' shape is not the lattice's.
+        """
+        if values.shape != self.shape:
+            raise ValueError(f"the values must have the lattice's shape {self.shape}, got {values.shape}")
+        ranges, coordinates = [slice(0, 0)] * 3, [np.zeros(0)] * 3
+        for r, axis in enumerate(self.axes):
+            nodes = self._voxels_patch(r)
+            ranges[axis] = sampling.inside_range(nodes, self.shape[r])
+            coordinates[axis] = nodes[ranges[axis]]
+        if any(s.stop == s.start for s in ranges):
+            return np.zeros((0, 0, 0), dtype=np.float32), (0, 0, 0)
+        view = values.transpose(np.argsort(self.axes))  # in the scan's axis order
+        return sampling.linear(view, coordinates), tuple(s.start for s in ranges)
+
     def _nodes_ijk(self, r: int) -> np.ndarray:
         """Voxel coordinate of every node along lattice axis r."""
         return self.anchor_ijk[r] + self.step[r] * (np.arange(self.shape[r]) - self.anchor_node[r])

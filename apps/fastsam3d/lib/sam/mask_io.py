@@ -2,11 +2,11 @@
 
 import gzip
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 
+from .files import whole_file
 from .grid import Grid
 from .headers import nifti_header, nrrd_header
 
@@ -46,25 +46,12 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, grid: Grid, compress: 
 
 def _write_whole(path: Path, plain: bytes, header: bytes, voxels: memoryview, compress: bool) -> None:
     """Writes `plain` as it is, then `header` and `voxels`, gzipped on request, to a new file that takes the path."""
-    part = path.parent / f".{path.name}.{secrets.token_hex(8)}.part"
-    try:
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
-            file.write(plain)
-            if compress:
-                with gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0) as stream:
-                    stream.write(header)
-                    stream.write(voxels)
-            else:
-                file.write(header)
-                file.write(voxels)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with whole_file(path) as file:
+        file.write(plain)
+        if compress:
+            with gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=file, mtime=0) as stream:
+                stream.write(header)
+                stream.write(voxels)
+        else:
+            file.write(header)
+            file.write(voxels)

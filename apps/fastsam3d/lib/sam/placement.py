@@ -1,4 +1,4 @@
-"""Where the patch lies: a pure function of the prompts, and of what the model saw at the first of them.
+"""Where the patch lies: a pure function of the prompts, and of what the model saw at the prompts before.
 
 Every choice is made in canonical patch coordinates from a node that lies on a prompt, so that a scan gives the same
 patch however it is stored.
@@ -22,11 +22,17 @@ MAX_REFINING = 2.5
 
 BOX_MARGIN = 1.4
 CLICK_MARGIN = 1.25
+MOVE_MARGIN = 1.05
+"""What would fill more of the patch than its share 1 / MOVE_MARGIN is seen coarser rather than shifted."""
+
 SMALL, WANTED = 0.22, 0.45
 """A first mask whose longest side is below SMALL of the patch is brought up to WANTED of it."""
 
+REACH = 0.7
+"""An object is expected beyond a click on it by this share of the click's distance from the mask (chosen by measurement)."""
+
 TOUCHING, LARGE = 12, 1.5
-"""A first mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""
+"""A mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,14 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
     """The patch for these prompts.
 
     Around the box, else around the first click on the object; after a first look around what was seen there. It moves
-    only when it must: when another click on the object would lie outside, it is centred on all of them, and our own
-    models then see it coarser where they span more than the patch. Clicks on the object that are too far apart for any
-    patch leave the newest in its middle.
+    only when it must: when another click on the object would lie outside, it is centred on all of them, and where the
+    spec zooms they are then seen coarser if they span more than the patch. Clicks on the object that are too far apart
+    for any patch leave the newest in its middle.
     """
     positive = prompts.clicks_ijk[prompts.labels == 1].astype(np.float64)
     box = prompts.box
     if box is not None:
-        span, margin = np.array([box.low_ijk, box.high_ijk], dtype=np.float64), BOX_MARGIN
+        span, margin = _corners(prompts), BOX_MARGIN
     else:
         span, margin = (positive if len(positive) else prompts.clicks_ijk.astype(np.float64))[:1], CLICK_MARGIN
     spacing = spec.spacing_mm
@@ -71,12 +77,12 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
         if holds(frame, np.concatenate([span, positive])):
             return frame
         spacing = max(spacing, look.spacing_mm)
-    elif box is None or spec.lattice != "click":
+    elif box is None or not spec.zoom:
         frame = _centred(grid, span, span, spacing, spec)
         if holds(frame, np.concatenate([span, positive])):
             return frame
     region = np.concatenate([span, positive])
-    if spec.lattice == "click":
+    if spec.zoom:
         extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
         spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
     frame = _centred(grid, span, region, spacing, spec)
@@ -85,32 +91,21 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
     return frame
 
 
-def look_again(frame: PatchFrame, logits: np.ndarray, spec: SamSpec) -> Look | None:
+def look_again(frame: PatchFrame, mask: np.ndarray, spec: SamSpec) -> Look | None:
     """Whether the object needs another patch than the one in which it was first seen.
 
     Args:
         frame: of the first look.
-        logits: (m, m, m) of the first prompt.
+        mask: (m, m, m) bool, cells of the first prompt's mask.
 
     Returns:
         None when the patch is right.
     """
-    mask = logits > 0
     if not mask.any():
         return None
-    m = mask.shape[0]
-    cell = spec.patch_size / m
-    sides = [np.nonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[0] for axis in range(3)]
-    low = np.array([s[0] * cell for s in sides]) - 0.5
-    high = np.array([(s[-1] + 1) * cell for s in sides]) - 0.5
-    volume = frame.inside_axes()
-    leaves = False
-    for axis in range(3):
-        for end, face in ((0, 0), (m - 1, spec.patch_size - 1)):
-            reaches = volume[axis].start < volume[axis].stop and volume[axis].start <= face < volume[axis].stop
-            leaves |= reaches and int(mask.take(end, axis=axis).sum()) >= TOUCHING
+    low, high = _extent(frame, mask)
     longest = float((high - low).max())
-    if leaves:
+    if leaves(frame, mask):
         spacing = frame.spacing_mm * LARGE
     elif longest < SMALL * spec.patch_size:
         finest = spec.spacing_mm / MAX_REFINING
@@ -122,6 +117,82 @@ def look_again(frame: PatchFrame, logits: np.ndarray, spec: SamSpec) -> Look | N
         return None
     corners = frame.to_source(np.array([low, high]))
     return Look(tuple(corners.min(axis=0)), tuple(corners.max(axis=0)), spacing)
+
+
+def follow(frame: PatchFrame, mask: np.ndarray, prompts: Prompts, spec: SamSpec) -> PatchFrame:
+    """The patch for one more click on the object.
+
+    A user clicks in the middle of what is missing. So the object reaches beyond the click about as far (REACH) as the
+    click is away from the mask; when that does not fit, the patch is centred on the mask and on all that is expected
+    there, and becomes coarser where it must.
+
+    Args:
+        frame: the patch until now.
+        mask: (m, m, m) bool, cells of the mask before this click, in that patch.
+        prompts: all prompts, the new click being the last.
+
+    Returns:
+        The same patch where the new click fits.
+    """
+    node = frame.to_patch(prompts.clicks_ijk[-1:])[0]
+    cells = np.argwhere(mask)
+    if len(cells) and holds(frame, prompts.clicks_ijk[-1:]) and mask[tuple(_cell(frame, mask, node))]:
+        return frame
+    positive = frame.to_patch(prompts.clicks_ijk[prompts.labels == 1])
+    low, high = positive.min(axis=0), positive.max(axis=0)
+    if len(cells):
+        cell = frame.size / mask.shape[0]
+        away = float(np.sqrt(((cells * cell + (cell - 1) / 2 - node) ** 2).sum(axis=1).min()))
+        seen = _extent(frame, mask)
+        low, high = (
+            pick([edge, side, node + sign * REACH * away], axis=0)
+            for pick, edge, side, sign in ((np.min, low, seen[0], -1), (np.max, high, seen[1], 1))
+        )
+    return _holding(frame, low, high, prompts, spec)
+
+
+def leaves(frame: PatchFrame, mask: np.ndarray) -> bool:
+    """Whether a mask (m, m, m) of cells lies with many of them on a face of the patch that is inside the scan."""
+    m, volume = mask.shape[0], frame.inside_axes()
+    for axis in range(3):
+        for end, face in ((0, 0), (m - 1, frame.size - 1)):
+            reaches = volume[axis].start < volume[axis].stop and volume[axis].start <= face < volume[axis].stop
+            if reaches and int(mask.take(end, axis=axis).sum()) >= TOUCHING:
+                return True
+    return False
+
+
+def _holding(frame: PatchFrame, low: np.ndarray, high: np.ndarray, prompts: Prompts, spec: SamSpec) -> PatchFrame:
+    """The patch that shows nodes `low` to `high` (3,), as far as they lie in the scan: this one where it does."""
+    ends = frame.to_patch(np.array([[-0.5] * 3, [n - 0.5 for n in frame.source.shape]]))
+    low, high = np.maximum(low, ends.min(axis=0)), np.minimum(high, ends.max(axis=0))
+    if (low >= -0.5).all() and (high < frame.size - 0.5).all():
+        return frame
+    needed = float((high - low).max()) / frame.size
+    factor = 1.0 if needed < 1 / MOVE_MARGIN else max(LARGE, needed * CLICK_MARGIN)
+    spacing = round(min(frame.spacing_mm * factor, MAX_COARSENING * spec.spacing_mm), 6)
+    span = _corners(prompts) if prompts.box is not None else first_prompt(prompts).clicks_ijk.astype(np.float64)
+    moved = _centred(frame.source, span, frame.to_source(np.array([low, high])), spacing, spec)
+    newest = prompts.clicks_ijk[-1:]
+    if len(newest) and not holds(moved, newest):
+        moved = _centred(frame.source, newest.astype(np.float64), newest.astype(np.float64), spacing, spec)
+    return moved
+
+
+def _extent(frame: PatchFrame, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (3,) of the low and the high corner of a mask of cells (m, m, m) that is not empty."""
+    cell = frame.size / mask.shape[0]
+    sides = [np.nonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[0] for axis in range(3)]
+    return np.array([s[0] * cell for s in sides]) - 0.5, np.array([(s[-1] + 1) * cell for s in sides]) - 0.5
+
+
+def _cell(frame: PatchFrame, mask: np.ndarray, node: np.ndarray) -> np.ndarray:
+    nearest = np.floor(node + 0.5).astype(int)
+    return nearest * mask.shape[0] // frame.size
+
+
+def _corners(prompts: Prompts) -> np.ndarray:
+    return np.array([prompts.box.low_ijk, prompts.box.high_ijk], dtype=np.float64)
 
 
 def _centred(grid: Grid, span: np.ndarray, region: np.ndarray, spacing: float, spec: SamSpec) -> PatchFrame:

@@ -75,6 +75,10 @@ class Prompts:
     def __post_init__(self):
         object.__setattr__(self, "clicks", tuple(self.clicks))
 
+    def until(self, count: int) -> "Prompts":
+        """The box, and the first `count` clicks."""
+        return Prompts(self.clicks[:count], self.box)
+
     @property
     def clicks_ijk(self) -> np.ndarray:
         """(N, 3) int64, voxel indices of the clicks."""

@@ -23,7 +23,7 @@ from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .intensity import padding_floor
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
-from .placement import first_prompt, holds, look_again, place_patch
+from .placement import first_prompt, follow, holds, look_again, place_patch
 from .postprocess import connected_to_clicks, upsample
 from .preprocess import network_input
 from .prompts import Box, PromptError, Prompts
@@ -73,6 +73,26 @@ class _State:
     iou: float
 
 
+@dataclass(frozen=True)
+class View:
+    """What the network said in its patch.
+
+    Attributes:
+        frame: the patch.
+        embedding: of the patch, see `Sam3D.encode`.
+        rounds: the prompts in the order of replay, each a tuple of (patch voxel, label).
+        outside: how many clicks lie outside the patch.
+        logits: (1, 1, m, m, m) low-resolution logits. iou: the network's own estimate.
+    """
+
+    frame: PatchFrame
+    embedding: tuple[Tensor, tuple[Tensor, ...]]
+    rounds: list[tuple[tuple[tuple[int, ...], int], ...]]
+    outside: int
+    logits: Tensor
+    iou: float
+
+
 class VolumeSegmenter:
     """A promptable 3D network over resident scans.
 
@@ -115,28 +135,53 @@ class VolumeSegmenter:
             PromptError: prompts that this scan or this model cannot be asked.
         """
         volume, timings = session.volume, {}
-        prompts.validate(volume.grid)
-        if prompts.box is not None and not self.spec.decoder.boxes:
-            raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
+        view = self.look(session, prompts, timings)
         warnings = list(volume.warnings)
-        frame = self._place(session, prompts, timings)
-        embedding = self._embedding(session, frame, timings)
+        if view.outside:
+            warnings.append(f"{view.outside} clicks lie outside the region that the model sees and were not used")
+        if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
+            warnings.append("the box is larger than the region that the model sees and was cut to it")
         with _stage(timings, "decode"):
-            rounds, outside = self._rounds(frame, prompts)
-            if outside:
-                warnings.append(f"{outside} clicks lie outside the region that the model sees and were not used")
-            if prompts.box is not None and not holds(frame, _corners(prompts.box)):
-                warnings.append("the box is larger than the region that the model sees and was cut to it")
-            state = self._replay(session, frame, embedding, rounds, self.spec.first_passes)
-            logits = upsample(self._shown(state.logits, rounds)[0, 0], self.spec.patch_size).cpu().numpy()
+            logits = upsample(self._shown(view.logits, view.rounds)[0, 0], self.spec.patch_size).cpu().numpy()
         with _stage(timings, "paste"):
-            mask_box, corner = frame.paste(logits)
+            mask_box, corner = view.frame.paste(logits)
         if mask_box.size == 0:
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
-        iou = float(np.clip(state.iou, 0.0, 1.0))
+        iou = float(np.clip(view.iou, 0.0, 1.0))
         return Segmentation(
             mask_box, corner, volume.grid, iou, timings, tuple(warnings), self.weights_name, self.weights_version
         )
+
+    @torch.inference_mode()
+    def look(self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None) -> View:
+        """What the network says to prompts, in its patch.
+
+        Args:
+            timings: milliseconds by stage are added to it.
+
+        Raises:
+            PromptError: prompts that this scan or this model cannot be asked.
+        """
+        timings = {} if timings is None else timings
+        prompts.validate(session.volume.grid)
+        if prompts.box is not None and not self.spec.decoder.boxes:
+            raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
+        return self._view(session, self._place(session, prompts, timings), prompts, timings)
+
+    def _view(
+        self,
+        session: ImageSession,
+        frame: PatchFrame,
+        prompts: Prompts,
+        timings: dict[str, float],
+        first_passes: int | None = None,
+    ) -> View:
+        """The answer to prompts in a given patch."""
+        embedding = self._embedding(session, frame, timings)
+        with _stage(timings, "decode"):
+            rounds, outside = self._rounds(frame, prompts)
+            state = self._replay(session, frame, embedding, rounds, first_passes or self.spec.first_passes)
+        return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     def _shown(self, logits: Tensor, rounds) -> Tensor:
         """The logits (1, 1, m, m, m) of which the mask is made."""
@@ -148,21 +193,45 @@ class VolumeSegmenter:
         return torch.from_numpy(connected_to_clicks(logits[0, 0].float().cpu().numpy(), cells))[None, None]
 
     def _place(self, session: ImageSession, prompts: Prompts, timings: dict[str, float]) -> PatchFrame:
-        """The patch, after a first look at the first prompt where the spec zooms."""
-        grid, first = session.volume.grid, first_prompt(prompts)
+        """The patch. Where the spec zooms it follows the prompts one by one, from a first look at the first of them."""
+        grid = session.volume.grid
         if not self.spec.zoom:
             return place_patch(grid, prompts, self.spec)
-        frame = place_patch(grid, first, self.spec)
-        rounds, _ = self._rounds(frame, first)
-        key = ("look", self.weights_version, _frame_key(frame), tuple(rounds))
-        seen = session.get(key)
-        if seen is None:
-            embedding = self._embedding(session, frame, timings)
-            with _stage(timings, "decode"):
-                state = self._replay(session, frame, embedding, rounds, first_passes=1)
-                seen = (look_again(frame, state.logits[0, 0].float().cpu().numpy(), self.spec),)
-            session.put(key, seen)
-        return place_patch(grid, prompts, self.spec, seen[0])
+        first = first_prompt(prompts)
+        begin = 0 if first.box is not None else prompts.clicks.index(first.clicks[0]) + 1
+        frame, done = None, begin
+        for n in range(len(prompts.clicks), begin - 1, -1):
+            frame = session.get(self._place_key(prompts, n))
+            if frame is not None:
+                done = n
+                break
+        if frame is None:
+            frame = self._first_frame(session, first, timings)
+        for n in range(done, len(prompts.clicks) + 1):
+            if n > begin:
+                frame = self._next_frame(session, frame, prompts.until(n), timings)
+            session.put(self._place_key(prompts, n), frame)
+        return frame
+
+    def _place_key(self, prompts: Prompts, n: int) -> tuple:
+        return ("place", self.weights_version, prompts.box, prompts.clicks[:n])
+
+    def _first_frame(self, session: ImageSession, first: Prompts, timings: dict[str, float]) -> PatchFrame:
+        frame = place_patch(session.volume.grid, first, self.spec)
+        seen = self._view(session, frame, first, timings, first_passes=1).logits[0, 0].float().cpu().numpy() > 0
+        return place_patch(session.volume.grid, first, self.spec, look_again(frame, seen, self.spec))
+
+    def _next_frame(
+        self, session: ImageSession, frame: PatchFrame, prompts: Prompts, timings: dict[str, float]
+    ) -> PatchFrame:
+        """The patch for one more click; only clicks on the object move it, late ones only where they lie outside."""
+        newest = prompts.clicks_ijk[-1:]
+        if not prompts.clicks[-1].positive or (len(prompts.clicks) > SINGLE_CLICKS and holds(frame, newest)):
+            return frame
+        before = prompts.until(len(prompts.clicks) - 1)
+        view = self._view(session, frame, before, timings)
+        seen = self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
+        return follow(frame, seen, prompts, self.spec)
 
     def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
         """Embedding and skip features of the patch, from the session or computed."""

@@ -1,0 +1,98 @@
+"""From the names that a user writes to models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import weights
+from ..device import choose_device
+from ..segmenter import VolumeSegmenter
+from ..slice_segmenter import SliceSegmenter
+from ..spec import Sam2dSpec, SamSpec
+from .interface import Model, ModelError
+from .random_walker import RandomWalker
+from .remote import RemoteModel
+from .slice_model import SliceModel
+from .volume_model import VolumeModel
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the user asked for it; can be sent to another process.
+
+    Attributes:
+        name: a model of the app, `random_walker`, or `http://host:port#model`.
+        weights: a file, a folder or a registry name; None for the model's own.
+        changes: `field=value` changes of its spec.
+        device: auto, cpu, cuda or cuda:N.
+        model_dir: the app's folder of weights.
+    """
+
+    name: str
+    model_dir: Path
+    weights: str | None = None
+    changes: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+def load_model(choice: ModelChoice) -> Model:
+    """The model, ready to be asked.
+
+    Raises:
+        ModelError: there is no such model, its weights are missing, or its server does not answer.
+    """
+    if choice.name == RandomWalker.name:
+        return RandomWalker()
+    if choice.name.startswith(("http://", "https://")):
+        return RemoteModel(choice.name)
+    try:
+        resolved = weights.resolve(choice.name, choice.model_dir, configured=choice.weights)
+        device = choose_device(choice.device)
+        network = weights.load_sam(resolved, device)
+    except (weights.WeightsError, KeyError) as error:
+        raise ModelError(f"{choice.name}: {error}") from error
+    if isinstance(resolved.spec, Sam2dSpec):
+        return SliceModel(choice.name, SliceSegmenter(network, resolved.name, resolved.version, device))
+    spec = changed_spec(resolved.spec, choice.changes)
+    segmenter = VolumeSegmenter(network, spec, resolved.name, resolved.version, device)
+    return VolumeModel(choice.name, segmenter)
+
+
+def model_version(choice: ModelChoice) -> str:
+    """What the model is made of, without loading it.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    if choice.name == RandomWalker.name:
+        return RandomWalker.version
+    if choice.name.startswith(("http://", "https://")):
+        return RemoteModel(choice.name).version
+    try:
+        resolved = weights.resolve(choice.name, choice.model_dir, configured=choice.weights)
+    except (weights.WeightsError, KeyError) as error:
+        raise ModelError(f"{choice.name}: {error}") from error
+    return f"{resolved.name} {resolved.version}"
+
+
+def changed_spec(spec: SamSpec, changes: tuple[str, ...] | list[str]) -> SamSpec:
+    """The spec with `field=value` changes, values as in JSON (`zoom=false`, `replay="last"`).
+
+    Raises:
+        ValueError: an unknown field, or a value that is not of the field's type.
+    """
+    for change in changes:
+        name, _, text = change.partition("=")
+        known = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+        plain = {k: v for k, v in known.items() if isinstance(v, (bool, int, float, str)) and k != "name"}
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if name not in plain or type(value) is not type(plain[name]):
+            raise ValueError(f"--set takes FIELD=VALUE with one of {', '.join(plain)} and a JSON value, got {change!r}")
+        spec = dataclasses.replace(spec, **{name: value})
+    return spec

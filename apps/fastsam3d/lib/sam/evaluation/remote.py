@@ -1,0 +1,134 @@
+"""Any other MONAI Label server as a model: a click goes out over HTTP, a mask comes back.
+
+The scan is sent once, as a session of MONAI Label's, and taken back at the end; label maps never leave this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+
+from ..prompts import Prompts
+from ..session import ImageSession
+from ..volume_io import VolumeError, read_volume
+from .grids import apart_mm
+from .interface import Answer, Ask, ModelError
+
+TIMEOUT_S = 600.0
+_UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha")
+_FORMATS = {b"NRRD": ".nrrd", b"\x1f\x8b": ".nii.gz"}
+
+
+class RemoteModel:
+    """One model of a MONAI Label server.
+
+    Args:
+        address: `http://host:port#model`.
+
+    Raises:
+        ModelError: another form, no server there, or no such interactive model on it.
+    """
+
+    clicks, boxes = True, False
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        if not parts.netloc or not parts.fragment:
+            raise ModelError(f"a server's model is named http://host:port#model, got {address!r}")
+        self.name = address
+        self._base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self._model = parts.fragment
+        self._http = requests.Session()
+        info = self._call("GET", "/info/").json()
+        models = info.get("models") or {}
+        if self._model not in models:
+            raise ModelError(f"{self._base} offers no model {self._model!r}; it offers {', '.join(models) or 'none'}")
+        described = models[self._model]
+        self._type = str(described.get("type"))
+        self._labels = [str(label) for label in described.get("labels") or ()]
+        if self._type not in ("deepgrow", "deepedit", "vista3d"):
+            raise ModelError(f"{address} is of type {self._type!r}; only models that take clicks can be evaluated")
+        self.version = f"{info.get('name')} {info.get('version')} {described.get('version', '')}".strip()
+
+    @contextmanager
+    def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
+        """See `Model.open`: sends the scan, and removes it again at the end."""
+        if not path.name.lower().endswith(_UPLOADS):
+            raise ModelError(f"{path.name}: only {', '.join(_UPLOADS)} can be sent to a server; convert it first")
+        with open(path, "rb") as file:
+            sent = self._call("PUT", "/session/", files={"files": (path.name, file)})
+        identifier = sent.json().get("session_id")
+        try:
+            yield lambda prompts: self._ask(session, identifier, prompts)
+        finally:
+            self._http.delete(f"{self._base}/session/{identifier}", timeout=TIMEOUT_S)
+
+    def uncertainty(self, session: ImageSession, prompts: Prompts) -> None:
+        """A server has none to offer."""
+        return None
+
+    def _ask(self, session: ImageSession, identifier: str, prompts: Prompts) -> Answer:
+        begin = time.perf_counter()
+        answer = self._call(
+            "POST",
+            f"/infer/{self._model}",
+            params={"session_id": identifier, "output": "image"},
+            data={"params": json.dumps(clicks_as_request(self._type, self._labels, prompts))},
+        )
+        mask = _mask(answer.content, session)
+        return Answer(mask, time.perf_counter() - begin)
+
+    def _call(self, method: str, path: str, **given: Any) -> requests.Response:
+        try:
+            answer = self._http.request(method, self._base + path, timeout=TIMEOUT_S, **given)
+        except requests.RequestException as error:
+            raise ModelError(f"{self._base} does not answer: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            detail = re.sub(r"\s+", " ", answer.text)[:200]
+            raise ModelError(f"{self._base}{path} answered {answer.status_code}: {detail}")
+        return answer
+
+
+def clicks_as_request(kind: str, labels: list[str], prompts: Prompts) -> Mapping[str, Any]:
+    """Clicks in the dialect of a model's type, as OHIF and Slicer send them: [i, j, k] of the stored image.
+
+    Args:
+        kind: deepgrow, deepedit or vista3d.
+        labels: the model's labels; the first that is not the background stands for the object in deepedit.
+    """
+    points = [list(click.ijk) for click in prompts.clicks]
+    signs = [int(click.positive) for click in prompts.clicks]
+    inside = [p for p, sign in zip(points, signs) if sign]
+    outside = [p for p, sign in zip(points, signs) if not sign]
+    common = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    if kind == "vista3d":
+        return {"points": points, "point_labels": signs, "label_prompt": [], **common}
+    if kind == "deepedit":
+        label = next((name for name in labels if name != "background"), "foreground")
+        return {"label": label, label: inside, "background": outside, **common}
+    return {"foreground": inside, "background": outside, **common}
+
+
+def _mask(content: bytes, session: ImageSession) -> np.ndarray:
+    extension = next((e for start, e in _FORMATS.items() if content.startswith(start)), ".nii")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"mask{extension}"
+        path.write_bytes(content)
+        try:
+            answer = read_volume(path)
+        except VolumeError as error:
+            raise ModelError(f"the server's answer is no mask: {error}") from error
+    fault = apart_mm(session.volume.grid, answer.grid)
+    if fault:
+        raise ModelError(f"the server's mask is not on the scan's grid: {fault}")
+    return answer.array > 0

@@ -1,0 +1,218 @@
+"""A whole evaluation: cases, models, workers, and what is kept so that it can be resumed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..files import plain_name, write_text
+from ..npz_io import read_scan
+from ..session import SessionStore, content_identity
+from ..volume_io import VolumeError
+from .cases import Case, Problem
+from .interface import Model, ModelError
+from .models import ModelChoice, load_model
+from .score import Result, Settings, Structure, examine, score
+
+_CASES = "cases"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One structure for one model."""
+
+    structure: Structure
+    choice: ModelChoice
+
+
+class Worker:
+    """Keeps the models and the last scans in memory; one in each process."""
+
+    def __init__(self, settings: Settings, cache_bytes: int, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self._settings = settings
+        self._store = SessionStore(cache_bytes, read=read_scan)
+        self._models: dict[ModelChoice, Model | ModelError] = {}
+
+    def model(self, choice: ModelChoice) -> Model:
+        """The model, loaded at its first use.
+
+        Raises:
+            ModelError: it cannot be had; said once more for every structure.
+        """
+        if choice not in self._models:
+            try:
+                self._models[choice] = load_model(choice)
+            except ModelError as error:
+                self._models[choice] = error
+        model = self._models[choice]
+        if isinstance(model, ModelError):
+            raise model
+        return model
+
+    def __call__(self, task: Task) -> Result:
+        case = task.structure.case
+        try:
+            return score(self.model(task.choice), task.structure, self._store, self._settings)
+        except ModelError as error:
+            return Result(None, problems=(Problem(case.name, str(error), task.structure.label, task.choice.name),))
+
+
+_worker: Worker | None = None
+
+
+def _begin(settings: Settings, cache_bytes: int, threads: int) -> None:
+    global _worker
+    _worker = Worker(settings, cache_bytes, threads)
+
+
+def _work(task: Task) -> Result:
+    return _worker(task)
+
+
+class Kept:
+    """What earlier runs left in the output folder: one file a case, with what every row was made with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / _CASES
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._content: dict[str, dict[str, Any]] = {}
+
+    def find(self, task: Task, made_with: dict[str, Any], masks: bool) -> tuple[Result | None, list[str]]:
+        """The result of an earlier run with the same arguments.
+
+        Returns:
+            The result or None, and which arguments differ where an earlier result cannot be used.
+        """
+        entry = self._of(task).get(_key(task))
+        if entry is None:
+            return None, []
+        changed = sorted(k for k in made_with | entry["made_with"] if made_with.get(k) != entry["made_with"].get(k))
+        if masks and not entry["masks"]:
+            changed.append("save-masks")
+        if changed:
+            return None, changed
+        return Result(entry["row"], entry["extra"], tuple(Problem(**p) for p in entry["problems"])), []
+
+    def add(self, task: Task, made_with: dict[str, Any], result: Result, masks: bool) -> None:
+        """Keeps a scored structure; what failed is tried again by the next run."""
+        if result.row is None:
+            return
+        content = self._of(task)
+        content[_key(task)] = {
+            "made_with": made_with,
+            "masks": masks,
+            "row": result.row,
+            "extra": result.extra,
+            "problems": [asdict(p) for p in result.problems],
+        }
+        write_text(self._path(task), json.dumps(content, indent=1))
+
+    def _of(self, task: Task) -> dict[str, Any]:
+        name = str(self._path(task))
+        if name not in self._content:
+            try:
+                self._content[name] = json.loads(self._path(task).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                self._content[name] = {}
+        return self._content[name]
+
+    def _path(self, task: Task) -> Path:
+        return self._folder / f"{plain_name(task.structure.case.name)}.json"
+
+
+def _key(task: Task) -> str:
+    return f"{task.choice.name}|{task.structure.label}"
+
+
+def plan(
+    cases: list[Case], settings: Settings, names: dict[int, str], choices: list[ModelChoice]
+) -> tuple[list[Task], list[Problem]]:
+    """Every structure of every case for every model, and the cases that hold nothing to score."""
+    tasks, problems = [], []
+    for case in tqdm(cases, desc="label maps", unit="case", leave=False, disable=None):
+        found, faults = examine(case, settings, names)
+        tasks += [Task(structure, choice) for choice in choices for structure in found]
+        problems += faults
+    return tasks, problems
+
+
+def run(
+    tasks: list[Task],
+    versions: dict[ModelChoice, str],
+    settings: Settings,
+    kept: Kept,
+    workers: int,
+    cache_bytes: int,
+    notice=lambda text: None,
+) -> Iterator[tuple[Task, Result]]:
+    """Scores what is not there yet, and yields every result, the kept ones first.
+
+    Args:
+        versions: of the models; results of other versions are not reused.
+        workers: processes; 1 works in this one.
+        notice: is told in one line when earlier results do not fit.
+    """
+    todo, changed = [], set()
+    for task in tasks:
+        made_with = _made_with(task, versions, settings)
+        result, differing = kept.find(task, made_with, settings.masks is not None)
+        changed |= set(differing)
+        if result is None:
+            todo.append((task, made_with))
+        else:
+            yield task, result
+    if changed:
+        notice(f"earlier results in this folder were made with another {', '.join(sorted(changed))} and are made again")
+    for task, made_with, result in _results(todo, settings, workers, cache_bytes, len(tasks)):
+        kept.add(task, made_with, result, settings.masks is not None)
+        yield task, result
+
+
+def _results(todo, settings: Settings, workers: int, cache_bytes: int, total: int):
+    with tqdm(total=total, initial=total - len(todo), desc="structures", unit="", disable=None) as bar:
+        if workers <= 1:
+            worker = Worker(settings, cache_bytes)
+            for task, made_with in todo:
+                yield task, made_with, worker(task)
+                bar.update()
+            return
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(settings, cache_bytes // workers, threads),
+        )
+        with pool:
+            running = {pool.submit(_work, task): (task, made_with) for task, made_with in todo}
+            for done in as_completed(running):
+                yield (*running[done], done.result())
+                bar.update()
+
+
+def _made_with(task: Task, versions: dict[ModelChoice, str], settings: Settings) -> dict[str, Any]:
+    case = task.structure.case
+    try:
+        content = [[str(v) for v in content_identity(path)[1:]] for path in (case.image, case.labels)]
+    except VolumeError:
+        content = []
+    return {
+        **settings.arguments(),
+        "weights": versions[task.choice],
+        "set": sorted(task.choice.changes),
+        "image": content[:1],
+        "labels": content[1:],
+        "name": task.structure.name,
+        "modality": case.modality,
+    }

@@ -1,0 +1,107 @@
+"""Which files belong together."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from lib.sam.evaluation.cases import Case, find_cases, label_names, modality_name, pair_folders, parse_names
+from lib.sam.npz_io import read_labels, read_scan
+from lib.sam.volume_io import VolumeError
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_equal_names_are_pairs_and_lonely_files_are_said(tmp_path):
+    images, labels = tmp_path / "i", tmp_path / "l"
+    touch(images / "a.nii.gz", images / "b.v2.nrrd", images / "only.nii", labels / "a.nii.gz", labels / "b.v2.nii.gz")
+    touch(labels / "lost.mha", images / "notes.txt")
+    cases, problems = pair_folders(images, labels)
+    assert [(c.name, c.image.name, c.labels.name) for c in cases] == [
+        ("a", "a.nii.gz", "a.nii.gz"),
+        ("b.v2", "b.v2.nrrd", "b.v2.nii.gz"),
+    ]
+    assert [p.case for p in problems] == ["only", "lost"] and not any(p.scored for p in problems)
+    with pytest.raises(ValueError, match="same name"):
+        pair_folders(images, tmp_path)
+
+
+def test_studies_of_monai_label(tmp_path):
+    touch(tmp_path / "a.nii.gz", tmp_path / "labels" / "final" / "a.nii.gz")
+    assert find_cases(tmp_path)[0] == [Case("a", tmp_path / "a.nii.gz", tmp_path / "labels" / "final" / "a.nii.gz")]
+
+
+def test_nnunet(tmp_path):
+    touch(tmp_path / "imagesTr" / "x_01_0000.nii.gz", tmp_path / "imagesTr" / "x_01_0001.nii.gz")
+    touch(tmp_path / "imagesTr" / "x_02_0000.nii.gz", tmp_path / "labelsTr" / "x_01.nii.gz")
+    content = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "liver": 1, "whole": [1, 2]}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases, problems = find_cases(tmp_path)
+    assert [(c.name, c.image.name, c.modality) for c in cases] == [("x_01", "x_01_0000.nii.gz", "MR")]
+    assert [p.case for p in problems] == ["x_02"]
+    assert label_names(cases, None, tmp_path) == {1: "liver"}
+
+
+def test_image_beside_label(tmp_path):
+    touch(tmp_path / "ct_image.nii.gz", tmp_path / "ct_label.nii.gz", tmp_path / "image.nii", tmp_path / "label.nii")
+    touch(tmp_path / "mr_image.nii")
+    (tmp_path / "labels.json").write_text('{"1": "tumour"}')
+    cases, problems = find_cases(tmp_path)
+    assert [c.name for c in cases] == ["ct", tmp_path.name] and [p.case for p in problems] == ["mr"]
+    assert label_names(cases, None, tmp_path) == {1: "tumour"}
+
+
+def test_an_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="imagesTr"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"1": "a", "2": "b"}, {"a": 1, "b": 2}, {"labels": {"background": 0, "a": 1, "b": 2}}]
+)
+def test_tables_of_names(content):
+    assert parse_names(content) == {1: "a", 2: "b"}
+
+
+def test_a_file_of_names_that_is_none(tmp_path):
+    (tmp_path / "n.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"n\.json"):
+        label_names([], tmp_path / "n.json", None)
+
+
+def test_modalities():
+    assert [modality_name(n) for n in ("mri", "CT", "Ultrasound", "xray", "OCT")] == ["MR", "CT", "US", "X-ray", "OCT"]
+
+
+def test_archives_of_the_challenge(tmp_path):
+    imgs = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)  # depth, height, width
+    np.savez_compressed(tmp_path / "CT_a.npz", imgs=imgs, gts=(imgs > 9).astype(np.uint8), spacing=(0.5, 0.6, 5.0))
+    np.savez_compressed(tmp_path / "MR_b.npz", imgs=imgs, spacing=(1, 1, 1))
+    cases, problems = find_cases(tmp_path)
+    assert [(c.name, c.modality) for c in cases] == [("CT_a", "CT")] and [p.case for p in problems] == ["MR_b"]
+    scan, labels = read_scan(cases[0].image), read_labels(cases[0].labels)
+    assert scan.array.shape == (4, 3, 2) and scan.array[3, 2, 1] == imgs[1, 2, 3]
+    assert scan.grid.spacing_mm.tolist() == [0.5, 0.6, 5.0] and scan.grid == labels.grid
+
+
+def test_archives_with_objects_are_never_unpickled(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "fired"), "w"))
+
+    np.savez(tmp_path / "x.npz", imgs=np.array([Canary()], dtype=object), spacing=np.ones(3))
+    with pytest.raises(VolumeError, match="plain array"):
+        read_scan(tmp_path / "x.npz")
+    assert not (tmp_path / "fired").exists()
+
+
+def test_voxels_that_are_no_numbers_are_counted(tmp_path):
+    array = np.ones((3, 3, 3), np.float32)
+    array[0, 0, :2] = np.nan
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
+    np.savez(tmp_path / "a.npz", imgs=array)
+    assert read_scan(tmp_path / "a.nii").nonfinite == 2 == read_scan(tmp_path / "a.npz").nonfinite
