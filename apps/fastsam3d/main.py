@@ -10,17 +10,23 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from fastapi import HTTPException
 from lib import configs
+from lib.activelearning.doubt import Doubt, Uncertainty, UncertaintyScoring
 from lib.activelearning.strategies import First, Random
+from lib.annotations import AtlasKeeper
+from lib.batch import BatchInfer
 from lib.conf import DEFAULT_MODEL, AppConf, ConfError
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import forget_upload, resolve_image
 from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks, is_inference
+from lib.infers.automatic import AutomaticInfer
 from lib.sam.session import SessionStore
+from lib.sam.volume_io import VolumeError
 from lib.sam.weights import WeightsError
 from lib.security.access import install_access
 from lib.security.dicom_store import connect
@@ -35,6 +41,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.class_utils import get_class_names
@@ -44,6 +51,7 @@ logger = logging.getLogger(__name__)
 _VERSION = "0.1.0"
 _LISTS_AGE_SECONDS = 5.0
 _ANSWER_SECONDS = 600.0
+_UNUSABLE_SAMPLES = 20
 
 
 class FastSAM3DApp(MONAILabelApp):
@@ -68,6 +76,7 @@ class FastSAM3DApp(MONAILabelApp):
         self._last_click = 0.0
         self._lists_read = 0.0
         self._answers: deque[tuple[float, str]] = deque()
+        self._doubt: Doubt | None = None
         self._configs = self._find_configs(os.path.join(app_dir, "model"), dict(conf or {}))
         super().__init__(
             app_dir=app_dir,
@@ -104,14 +113,32 @@ class FastSAM3DApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        return {name: config.infer() for name, config in self._configs.items()}
+        infers = {name: config.infer() for name, config in self._configs.items()}
+        clicks = infers.get(DEFAULT_MODEL)
+        if clicks is not None:  # what needs the promptable 3D model: pre-annotation, and how unsure it is
+            keeper = AtlasKeeper(self.datastore, self.app_conf.labels, Path(clicks.model_dir) / "atlas")
+            automatic = AutomaticInfer(clicks, keeper, keeper.names)
+            infers[automatic.model] = automatic
+            self._doubt = Doubt(self.store, clicks.loaded, keeper)
+        return infers
 
     def init_trainers(self) -> dict[str, TrainTask]:
         trainers = {name: config.trainer() for name, config in self._configs.items()}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {"random": Random(), "first": First()}
+        strategies: dict[str, Strategy] = {"random": Random(), "first": First()}
+        if self._doubt is not None:
+            strategies["uncertainty"] = Uncertainty(self._doubt)
+        if self.app_conf.strategy not in strategies:
+            raise ConfError(f"--conf strategy {self.app_conf.strategy} needs the model {DEFAULT_MODEL}.")
+        return strategies | {"random": strategies[self.app_conf.strategy]}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {} if self._doubt is None else {"uncertainty": UncertaintyScoring(self._doubt)}
+
+    def init_batch_infer(self) -> BatchInfer:
+        return BatchInfer()
 
     def on_init_complete(self) -> None:
         """Once the server runs: errors answer as 4xx, and the weights are in memory before the first click.
@@ -148,7 +175,12 @@ class FastSAM3DApp(MONAILabelApp):
         forget_dicomweb_lists()
         if not isinstance(request.get("strategy"), str):
             raise HTTPException(422, f"strategy must be a name, one of {', '.join(self._strategies)}.")
-        return super().next_sample(request)
+        for _ in range(_UNUSABLE_SAMPLES):
+            try:
+                return super().next_sample(request)
+            except VolumeError as error:  # the datastore does not offer it again
+                logger.warning("An image is not offered for annotation: %s", error)
+        return {}
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         forget_dicomweb_lists()

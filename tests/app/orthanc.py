@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +43,51 @@ def running(folder: Path) -> Iterator[str]:
         yield url
 
 
-def send_series(url: str, array: np.ndarray, folder: Path, seed: int = 0) -> str:
-    """Sends (I, J, K) int16 as an axial CT series through Orthanc's own API; returns the SeriesInstanceUID."""
-    study, series, frame = (generate_uid(entropy_srcs=[name, str(seed)]) for name in ("study", "series", "frame"))
+IDENTIFIERS = ("Phantom^Jane", "PID-7731-X", "19531117", "ACC-20240-Z")
+"""Name, ID, birth date and accession number in every file; none of them may turn up in a log."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the slices of a series lie, in LPS mm.
+
+    Attributes:
+        axes: (2, 3) direction of increasing columns, and of increasing rows.
+        step: (3,) mm from one slice to the next; None is along the normal.
+        order: of the slices' instance numbers.
+        left_out: slices that are not sent.
+    """
+
+    axes: tuple[tuple[float, float, float], tuple[float, float, float]] = ((1, 0, 0), (0, 1, 0))
+    step: tuple[float, float, float] | None = None
+    order: int = 1
+    left_out: tuple[int, ...] = ()
+
+    def position(self, k: int) -> np.ndarray:
+        """(3,) of the first pixel of slice k."""
+        step = np.cross(*self.axes) * SPACING_MM[2] if self.step is None else np.array(self.step)
+        return np.array([-60.0, -50.0, -400.0]) + k * step
+
+
+def send_series(
+    url: str, array: np.ndarray, folder: Path, seed: int = 0, geometry: Geometry = Geometry(), study: str | None = None
+) -> str:
+    """Sends (I, J, K) int16 as a CT series through Orthanc's own API; returns the SeriesInstanceUID."""
+    own_study, series, frame = (generate_uid(entropy_srcs=[name, str(seed)]) for name in ("study", "series", "frame"))
     for k in range(array.shape[2]):
+        if k in geometry.left_out:
+            continue
         path = folder / f"{series}-{k}.dcm"
-        _slice(array[:, :, k], k, study, series, frame, seed).save_as(path, write_like_original=False)
+        slice_ = _slice(array[:, :, k], k, study or own_study, series, frame, geometry)
+        if geometry.order < 0:
+            slice_.InstanceNumber = array.shape[2] - k
+        slice_.save_as(path, write_like_original=False)
         requests.post(url + "/instances", data=path.read_bytes(), timeout=30).raise_for_status()
         path.unlink()
     return series
 
 
-def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, seed: int) -> Dataset:
+def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, geometry: Geometry) -> Dataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
@@ -68,14 +102,14 @@ def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, seed
         "SeriesInstanceUID": series,
         "FrameOfReferenceUID": frame,
         "Modality": "CT",
-        "PatientName": "Phantom^Test",
-        "PatientID": f"T{seed}",
-        "PatientBirthDate": "19700101",
+        "PatientName": IDENTIFIERS[0],
+        "PatientID": IDENTIFIERS[1],
+        "PatientBirthDate": IDENTIFIERS[2],
         "PatientSex": "O",
         "StudyDate": "20260102",
         "StudyTime": "030405",
         "StudyID": "1",
-        "AccessionNumber": f"A{seed}",
+        "AccessionNumber": IDENTIFIERS[3],
         "ReferringPhysicianName": "",
         "Manufacturer": "Test",
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
@@ -85,8 +119,8 @@ def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, seed
         "SeriesNumber": 1,
         "AcquisitionNumber": 1,
         "InstanceNumber": k + 1,
-        "ImagePositionPatient": [-60.0, -50.0, -400.0 + SPACING_MM[2] * k],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [round(float(v), 6) for v in geometry.position(k)],
+        "ImageOrientationPatient": [round(float(v), 9) for axis in geometry.axes for v in axis],
         "PixelSpacing": [SPACING_MM[1], SPACING_MM[0]],
         "SliceThickness": SPACING_MM[2],
         "SamplesPerPixel": 1,

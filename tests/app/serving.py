@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +85,10 @@ def environment(home: Path) -> dict[str, str]:
     return env
 
 
-def launch(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Server:
-    """Starts the server's process and returns at once."""
+def launch(
+    studies: Path | str, home: Path, *conf: str, app: Path = APP, settings: Mapping[str, str] | None = None
+) -> Server:
+    """Starts the server's process and returns at once; `settings` are MONAI Label's environment variables."""
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "server.log"
@@ -94,22 +97,24 @@ def launch(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Serv
             command(studies, port, *conf, app=app),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(home),
+            env={**environment(home), **(settings or {})},
             cwd=home,
             start_new_session=True,
         )
     return Server(f"http://127.0.0.1:{port}", log, studies, home / "tmp", process)
 
 
-def start(studies: Path | str, home: Path, *conf: str, app: Path = APP) -> Server:
-    """Starts the server and waits until it answers."""
-    server = launch(studies, home, *conf, app=app)
+def start(
+    studies: Path | str, home: Path, *conf: str, app: Path = APP, settings: Mapping[str, str] | None = None
+) -> Server:
+    """Starts the server and waits until it answers (with 401 where it asks for tokens)."""
+    server = launch(studies, home, *conf, app=app, settings=settings)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise RuntimeError(f"The server ended with {server.process.returncode}:\n{server.log.read_text()[-4000:]}")
         try:
-            if server.get("/info/").status_code == 200:
+            if server.get("/info/").status_code in (200, 401):
                 return server
         except requests.ConnectionError:
             time.sleep(0.2)

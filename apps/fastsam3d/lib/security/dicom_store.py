@@ -51,6 +51,14 @@ class _Seg(NamedTuple):
 class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
     """See the module. The folder below is a cache of the server's series, and keeps labels of other tags than final."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unusable: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """As MONAI Label's, without series that were found to be no volume."""
+        return [name for name in super().get_unlabeled_images(label_tag, labels) if name not in self._unusable]
+
     def get_image_uri(self, image_id: str) -> str:
         """Path of a series' volume (or folder of files), fetched first if need be; "" for what is no identifier.
 
@@ -93,7 +101,11 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
             raise ImageNotFoundException(f"The DICOMweb server has no files of the image {series!r}.")
 
     def _convert(self, image_id: str, folder: Path) -> None:
-        warnings = check_series(sorted(folder.iterdir()), image_id)
+        try:
+            warnings = check_series(sorted(folder.iterdir()), image_id)
+        except VolumeError:
+            self._unusable.add(image_id)
+            raise
         made = dicom_to_nifti(str(folder))
         try:
             info = self._dicom_info(image_id)
