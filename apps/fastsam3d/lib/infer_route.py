@@ -16,12 +16,14 @@ from typing import Any
 from fastapi import Depends, File, Form, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.utils.app import app_instance
 
 from .infers.request import show
 from .security.received import ending_of
 
+_USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".ima")
 """Endings of the name of a volume that is sent along with a click."""
 
@@ -54,6 +56,7 @@ async def _look_first(
     file: UploadFile | None = File(None),
     label: UploadFile | None = File(None),
     output: str | None = None,
+    user: User | None = _USER,
 ) -> None:
     """A coroutine, so that it runs in the request's own task and the endpoint sees what it noted."""
     given = parse_params(params)

@@ -1,4 +1,7 @@
-"""Checks in front of MONAI Label's other routes, and the few that this app answers itself or not at all."""
+"""Checks in front of MONAI Label's other routes, and the few that this app answers itself or not at all.
+
+A check asks for the role of its route, so that who has none learns nothing from it.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def download_dataset(limit_cases: int | None = None, user: User = _ANNOTATOR) ->
     )
 
 
-def check_sum_is_known(check_sum: str | None = None) -> None:
+def check_sum_is_known(check_sum: str | None = None, user: User = _USER) -> None:
     """MONAI Label fails on an algorithm that it does not know."""
     if check_sum is not None and not _CHECKSUM.fullmatch(check_sum):
         raise HTTPException(
@@ -99,13 +102,13 @@ def check_sum_is_known(check_sum: str | None = None) -> None:
         )
 
 
-def check_gpu_program() -> None:
+def check_gpu_program(user: User = _ADMIN) -> None:
     """MONAI Label runs nvidia-smi without looking whether it is there."""
     if shutil.which("nvidia-smi") is None:
         raise HTTPException(404, "There is no nvidia-smi on this machine.")
 
 
-def check_ohif_path(path: str) -> None:
+def check_ohif_path(path: str, user: User = _USER) -> None:
     """Only files of the viewer: no parent folders, and no folders."""
     viewer = os.path.join(os.path.dirname(os.path.realpath(ohif.__file__)), "static", "ohif")
     name = path.replace("/", os.pathsep)  # as MONAI Label makes it
@@ -113,20 +116,20 @@ def check_ohif_path(path: str) -> None:
         raise HTTPException(404, "There is no such file of the viewer.")
 
 
-def check_training(model: str, params: dict | None = Body(None)) -> None:
+def check_training(model: str, params: dict | None = Body(None), user: User = _ADMIN) -> None:
     """An unknown model would start a process that builds the whole app to fail; a file name must stay one."""
     _check_known(model, app_instance()._trainers, "a trainer")
     _check_plain(params or {})
     _check_known((params or {}).get("model", model), app_instance()._trainers, "a trainer")
 
 
-def check_scoring(method: str, params: dict | None = Body(None)) -> None:
+def check_scoring(method: str, params: dict | None = Body(None), user: User = _ANNOTATOR) -> None:
     """As `check_training`."""
     _check_known(method, app_instance()._scoring_methods, "a scoring method")
     _check_known((params or {}).get("method", method), app_instance()._scoring_methods, "a scoring method")
 
 
-def check_batch(model: str, params: dict | None = Body(None)) -> None:
+def check_batch(model: str, params: dict | None = Body(None), user: User = _ADMIN) -> None:
     """As `check_training`."""
     _check_known(model, app_instance()._infers, "a model")
     _check_known((params or {}).get("model", model), app_instance()._infers, "a model")
