@@ -61,9 +61,11 @@ def test_every_row_has_the_shapes_that_its_spec_says(name):
         model = Sam2D(spec).eval()
         embedding = model.encode(torch.zeros(1, 3, spec.image_size, spec.image_size))
         logits, iou = model.decode(embedding, boxes=torch.zeros(3, 4))
-    assert embedding.shape == (1, 256, spec.grid, spec.grid)
+    channels = spec.encoder.out + 16 * spec.encoder.detail
+    assert embedding.shape == (1, channels, spec.grid, spec.grid) and spec.encoder.out == spec.decoder.width
     assert logits.shape == (3, 1, spec.mask_size, spec.mask_size) and iou.shape == (3, 1)
-    assert spec.grid == (16 if name.endswith("grid16") else 64)
+    assert spec.grid == (16 if name.endswith("grid16") else 32 if name.endswith("compact") else 64)
+    assert spec.decoder.refine == spec.encoder.detail
 
 
 def test_rows_of_both_dimensions_stay_apart():

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
         "commands.weights:main", "list, fetch, verify and import weights; history and rollback of training"
     ),
     "pretrain": Command("commands.pretrain:main", "train a model on generated anatomy"),
+    "pretrain2d": Command("commands.pretrain2d:main", "train a model for images and slices, stage after stage"),
     "finetune": Command("commands.finetune:main", "train the served model on your own annotations"),
     "evaluate": Command("commands.evaluate:main", "measure a model by simulated clicks"),
     "benchmark": Command("commands.benchmark:main", "time the stages of a click"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +85,11 @@ class Sam2D(nn.Module):
         self.image_encoder = TinyVitEncoder(spec.encoder) if tiny else RepVitEncoder(spec.encoder)
         self.prompt_encoder = PromptEncoder2D(spec)
         self.mask_decoder = MaskDecoder2D(spec)
+
+    def set_image_size(self, size: int) -> None:
+        """Makes the same weights work on images of another size: a multiple of the encoder's total stride (training)."""
+        self.spec = replace(self.spec, encoder=replace(self.spec.encoder, image_size=size))
+        self.prompt_encoder.set_sizes(self.spec)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] -> embeddings (B, out, g, g), one a slice."""

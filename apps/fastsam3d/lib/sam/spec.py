@@ -134,7 +134,7 @@ class TinyVitSpec:
             works at full resolution.
         merge_strides: of the three patch mergings between the stages.
         expansion: of the convolutional blocks. mlp_ratio: of the attention blocks.
-        out: channels of the embedding.
+        out: channels of the embedding. detail: see RepVitSpec.
     """
 
     image_size: int = 256
@@ -147,6 +147,7 @@ class TinyVitSpec:
     expansion: int = 4
     mlp_ratio: int = 4
     out: int = 256
+    detail: int = 0
 
     @property
     def grid(self) -> int:
@@ -164,6 +165,8 @@ class RepVitSpec:
         strides: of the downsampling blocks that start stages 1 to 3, after a stem of stride 4. As published for SAM the
             last is 1. (The published code decides that by an input of 320 channels; here it holds for every width.)
         out: channels of the embedding.
+        detail: channels of fine features at four times the grid's resolution, as cheap convolutions see them; they ride
+            in the embedding as 16 times as many channels behind the first `out`, for a decoder that refines.
     """
 
     image_size: int = 256
@@ -171,6 +174,7 @@ class RepVitSpec:
     depths: tuple[int, ...] = (7, 7, 35, 2)
     strides: tuple[int, ...] = (2, 2, 1)
     out: int = 256
+    detail: int = 0
 
     @property
     def grid(self) -> int:
@@ -187,6 +191,9 @@ class Decoder2dSpec:
         heads, mlp_width, depth: of the two-way transformer.
         extra_masks: mask tokens beside mask 0.
         iou_width: hidden width of the IoU head.
+        dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
+        refine: convolutions join the upscaled features, the encoder's detail and the prompt maps; needs dense_clicks
+            and an encoder with that many detail channels; 0 for none.
     """
 
     width: int = 256
@@ -195,6 +202,8 @@ class Decoder2dSpec:
     depth: int = 2
     extra_masks: int = 3
     iou_width: int = 256
+    dense_clicks: bool = False
+    refine: int = 0
 
 
 @dataclass(frozen=True)

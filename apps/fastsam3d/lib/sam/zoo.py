@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .spec import AnySpec, DecoderSpec, EncoderSpec, RepVitSpec, Sam2dSpec, SamSpec, TinyVitSpec
+from .spec import AnySpec, Decoder2dSpec, DecoderSpec, EncoderSpec, RepVitSpec, Sam2dSpec, SamSpec, TinyVitSpec
 
 _STUDENT_6 = EncoderSpec()
 _TEACHER = EncoderSpec(
@@ -81,12 +81,32 @@ _REPVIT = {  # widths and depths of the published RepViT family
     "m2_3": RepVitSpec(),
 }
 
+# Ours: a stride of 8 keeps borders that a stride of 16 has to encode in channels, at the cost of few and narrow blocks.
+_COMPACT_DECODER_2D = Decoder2dSpec(
+    width=128, heads=4, mlp_width=512, extra_masks=0, iou_width=128, dense_clicks=True, refine=8
+)
+_COMPACT_REPVIT = RepVitSpec(widths=(32, 64, 128, 192), depths=(2, 2, 5, 1), strides=(2, 1, 1), out=128, detail=8)
+_COMPACT_TINYVIT = TinyVitSpec(
+    widths=(32, 64, 128, 160),
+    depths=(1, 1, 3, 1),
+    heads=(1, 2, 4, 5),
+    windows=(8, 8, 8, 8),
+    stem_strides=(2, 2),
+    merge_strides=(2, 1, 1),
+    mlp_ratio=3,
+    out=128,
+    detail=8,
+)
+
 _ROWS_2D = (
     Sam2dSpec("litemedsam", TinyVitSpec()),
     # RepMedSAM: M2.3 with the embedding that its run times imply, and as the encoder gives it.
     Sam2dSpec("repmedsam", _REPVIT["m2_3"], upsampling=4),
     Sam2dSpec("repmedsam_grid16", _REPVIT["m2_3"]),
     *(Sam2dSpec(f"repmedsam_{size}", _REPVIT[size], upsampling=4) for size in ("m0_9", "m1_0", "m1_1", "m1_5")),
+    # The default that ships, and its teacher.
+    Sam2dSpec("repmedsam_compact", _COMPACT_REPVIT, _COMPACT_DECODER_2D),
+    Sam2dSpec("litemedsam_compact", _COMPACT_TINYVIT, _COMPACT_DECODER_2D),
 )
 
 SPECS_2D: dict[str, Sam2dSpec] = {spec.name: spec for spec in _ROWS_2D}

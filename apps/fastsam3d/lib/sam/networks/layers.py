@@ -86,6 +86,23 @@ def neck2d(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
+class Detail(nn.Module):
+    """Fine features of an image at four times its embedding's grid, folded into the channels of that grid.
+
+    Args:
+        channels: of the features. stride: of the first convolution, pixels a fine cell.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 16 * channels, H / (4 * stride), W / (4 * stride))."""
+        return F.pixel_unshuffle(self.conv2(F.gelu(self.conv1(image))), 4)
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between; keys `lin1`, `lin2` as in SAM."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import RepVitSpec
-from .layers import ConvNorm, conv_like, fold_norm, neck2d
+from .layers import ConvNorm, Detail, conv_like, fold_norm, neck2d
 
 
 class BranchedDepthwise(nn.Module):
@@ -101,6 +101,7 @@ class RepVitEncoder(nn.Module):
             features += [Block(width, width, gate=i % 2 == 0 and i < depth - 1) for i in range(depth)]
         self.features = nn.ModuleList(features)
         self.neck = neck2d(width, spec.out)
+        self.detail = Detail(spec.detail, spec.image_size // (4 * spec.grid)) if spec.detail else None
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """Outputs of the stem and of every block, each (B, C, h, w)."""
@@ -111,7 +112,8 @@ class RepVitEncoder(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W), H and W multiples of the total stride -> embedding (B, out, H / 16, W / 16)."""
+        """(B, 3, H, W), multiples of the total stride -> embedding (B, out + 16 * detail, H / 16, W / 16)."""
+        image = x
         for feature in self.features:
             x = feature(x)
-        return self.neck(x)
+        return self.neck(x) if self.detail is None else torch.cat([self.neck(x), self.detail(image)], dim=1)

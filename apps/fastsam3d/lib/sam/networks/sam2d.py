@@ -10,9 +10,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..spec import Sam2dSpec
 from .layers import ChannelNorm, Perceptron
+from .prompt_maps import prompt_maps
 from .transformer import TwoWayTransformer
 
 PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
@@ -27,7 +29,10 @@ class PositionEncoding2D(nn.Module):
 
     def encode(self, coords: Tensor) -> Tensor:
         """(..., 2) x, y in [0, 1] -> (..., 2 * features)."""
-        angle = (2 * coords - 1) @ self.positional_encoding_gaussian_matrix * (2 * math.pi)
+        x, y = self.positional_encoding_gaussian_matrix
+        coords = 2 * coords - 1
+        # Not a matrix product: autocast would round places to bfloat16, which has three digits.
+        angle = (coords[..., :1] * x + coords[..., 1:] * y) * (2 * math.pi)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def grid(self, edge: int) -> Tensor:
@@ -44,12 +49,13 @@ class PromptEncoder2D(nn.Module):
     def __init__(self, spec: Sam2dSpec) -> None:
         super().__init__()
         width = spec.decoder.width
-        self.image_size, self.edge = spec.image_size, spec.grid
+        self.set_sizes(spec)
+        self.dense_clicks = spec.decoder.dense_clicks
         self.pe_layer = PositionEncoding2D(width // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, width)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, 4, 2, stride=2),
+            nn.Conv2d(4 if self.dense_clicks else 1, 4, 2, stride=2),
             ChannelNorm(4),
             nn.GELU(),
             nn.Conv2d(4, 16, 2, stride=2),
@@ -58,6 +64,10 @@ class PromptEncoder2D(nn.Module):
             nn.Conv2d(16, width, 1),
         )
         self.no_mask_embed = nn.Embedding(1, width)
+
+    def set_sizes(self, spec: Sam2dSpec) -> None:
+        """Sizes of image, embedding and masks; no parameter depends on them."""
+        self.image_size, self.edge, self.mask_size = spec.image_size, spec.grid, spec.mask_size
 
     def dense_position(self) -> Tensor:
         """Position encoding of the embedding's cells, (1, width, g, g)."""
@@ -74,6 +84,25 @@ class PromptEncoder2D(nn.Module):
             out = out + (labels == value)[..., None] * embedding.weight
         return out
 
+    def gather(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Clicks and box corners as coordinates (B, N, 2) and labels (B, N); arguments as those of `forward`."""
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        b = next((len(x) for x in (points and points[0], boxes, mask) if x is not None), 1)
+        coords, labels = matrix.new_empty(b, 0, 2), torch.empty(b, 0, dtype=torch.long, device=matrix.device)
+        if points is not None:
+            coords, labels = points
+        if boxes is not None:
+            corners = labels.new_tensor([BOX_LOW, BOX_HIGH]).expand(b, 2)
+            coords, labels = torch.cat([coords, boxes.reshape(b, 2, 2)], dim=1), torch.cat([labels, corners], dim=1)
+        return coords, labels
+
+    def maps(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The prompts drawn on the mask grid, (B, 4, 4g, 4g), see `prompt_maps`; arguments as those of `forward`."""
+        coords, labels = self.gather(points, boxes, mask)
+        return prompt_maps(coords.flip(-1), labels, mask, self.mask_size, self.image_size / self.mask_size)
+
     def forward(
         self,
         points: tuple[Tensor, Tensor] | None = None,
@@ -89,23 +118,32 @@ class PromptEncoder2D(nn.Module):
             mask: (B, 1, 4g, 4g) logits, or None.
 
         Returns:
-            sparse (B, N + 1 or N + 2, width); dense (B, width, g, g), or (1, width, g, g) without a mask prompt.
+            sparse (B, N + 1 or N + 2, width); dense (B, width, g, g), or (1, width, g, g) where nothing is drawn.
         """
-        matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        b = next((len(x) for x in (points and points[0], boxes, mask) if x is not None), 1)
-        coords, labels = matrix.new_empty(b, 0, 2), torch.empty(b, 0, dtype=torch.long, device=matrix.device)
-        if points is not None:
-            coords, labels = points
-        if boxes is not None:
-            corners = labels.new_tensor([BOX_LOW, BOX_HIGH]).expand(b, 2)
-            coords, labels = torch.cat([coords, boxes.reshape(b, 2, 2)], dim=1), torch.cat([labels, corners], dim=1)
-        elif points is not None:
-            coords = torch.cat([coords, coords.new_zeros(b, 1, 2)], dim=1)
-            labels = torch.cat([labels, labels.new_full((b, 1), PADDING)], dim=1)
+        coords, labels = self.gather(points, boxes, mask)
+        if points is not None and boxes is None:
+            coords = torch.cat([coords, coords.new_zeros(len(coords), 1, 2)], dim=1)
+            labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)
         sparse = self.embed_points(coords, labels)
+        if self.dense_clicks:
+            return sparse, self.mask_downscaling(self.maps(points, boxes, mask))
         if mask is not None:
             return sparse, self.mask_downscaling(mask)
         return sparse, self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, self.edge, self.edge)
+
+
+class Refinement(nn.Module):
+    """Joins upscaled features, the image's detail and the prompt maps, all (B, ., m, m); adds to the features."""
+
+    def __init__(self, channels: int, detail: int) -> None:
+        super().__init__()
+        self.join = nn.Conv2d(channels + detail + 4, channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
+        y = F.relu(self.join(torch.cat([x, detail.expand(len(x), -1, -1, -1).to(x.dtype), maps.to(x.dtype)], dim=1)))
+        return x + self.out(F.relu(self.mix(y)))
 
 
 class MaskDecoder2D(nn.Module):
@@ -127,25 +165,37 @@ class MaskDecoder2D(nn.Module):
         )
         self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(w, w, w // 8, 3) for _ in range(masks))
         self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
+        self.width = w
+        self.refinement = Refinement(w // 8, d.refine) if d.refine else None
 
     def forward(
-        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
+        self,
+        image: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        multimask: bool = False,
+        maps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict masks.
 
         Args:
-            image: (1 or B, width, g, g) embedding. image_pe: (1, width, g, g).
+            image: (1 or B, width, g, g) embedding, with 16 times `refine` channels of detail behind. image_pe: (1, width, g, g).
             sparse: (B, t, width). dense: (1 or B, width, g, g).
             multimask: masks 1.. instead of mask 0.
+            maps: (B, 4, 4g, 4g) prompts as maps, for a decoder that refines.
 
         Returns:
             logits (B, masks, 4g, 4g) and predicted IoU (B, masks).
         """
+        image, detail = image[:, : self.width], image[:, self.width :]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
         source = (image + dense).flatten(2).transpose(1, 2)  # batch 1 as long as all prompts share it
         tokens, source = self.transformer(source, image_pe.flatten(2).transpose(1, 2), tokens)
         x = self.output_upscaling(source.transpose(1, 2).unflatten(2, image.shape[-2:]))
+        if self.refinement is not None:
+            x = self.refinement(x, F.pixel_shuffle(detail, 4), maps)
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
         masks = torch.einsum("bmc,bcyx->bmyx", torch.stack(kernels, dim=1), x)

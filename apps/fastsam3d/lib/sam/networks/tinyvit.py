@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..spec import TinyVitSpec
 from .attention import attend
-from .layers import ConvNorm, neck2d
+from .layers import ConvNorm, Detail, neck2d
 
 
 class PatchEmbed2d(nn.Module):
@@ -151,6 +151,7 @@ class TinyVitEncoder(nn.Module):
         self.patch_embed = PatchEmbed2d(spec.widths[0], spec.stem_strides)
         self.layers = nn.ModuleList(Stage(spec, i) for i in range(len(spec.widths)))
         self.neck = neck2d(spec.widths[-1], spec.out)
+        self.detail = Detail(spec.detail, spec.image_size // (4 * spec.grid)) if spec.detail else None
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -164,8 +165,8 @@ class TinyVitEncoder(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> embedding (B, out, H / 4, W / 4)."""
-        x = self.patch_embed(x)
+        """(B, 3, H, W) -> embedding (B, out + 16 * detail, H / 4, W / 4)."""
+        image, x = x, self.patch_embed(x)
         for layer in self.layers:
             x = layer(x)
-        return self.neck(x)
+        return self.neck(x) if self.detail is None else torch.cat([self.neck(x), self.detail(image)], dim=1)

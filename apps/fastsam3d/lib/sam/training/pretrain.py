@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,6 +25,7 @@ from ..intensity import normalise
 from ..losses import mask_loss
 from ..zoo import get_spec
 from .data import TrainingPatches, load_scans, pick_targets, read_split
+from .loop import config_from, cosine_rate, decay_groups, follow, mean_over_processes, processes, read_json, save_atomic
 from .prompting import boxes, error_clicks
 
 logger = logging.getLogger(__name__)
@@ -77,24 +75,7 @@ class PretrainConfig:
         Raises:
             ValueError: unknown keys; the message lists the known ones.
         """
-        raw = json.loads(Path(path).read_text())
-        known = {f.name for f in fields(cls)}
-        if set(raw) - known:
-            raise ValueError(f"unknown keys {sorted(set(raw) - known)} in {path}; known: {sorted(known)}")
-        for key in ("rounds", "stages"):
-            if key in raw:
-                raw[key] = tuple(tuple(r) for r in raw[key])
-        return cls(**raw)
-
-
-def save_atomic(state: dict, path: Path) -> None:
-    """torch.save to a temporary file beside, fsync, rename."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+        return config_from(cls, read_json(path), str(path))
 
 
 def unroll(
@@ -159,12 +140,10 @@ class Pretraining:
         self.model = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d)
         self.average = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d).eval()
         self.average.load_state_dict(self.model.state_dict())
-        decay = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = decay_groups(self.model, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds, self.started, self.clock = 0, 0.0, time.monotonic(), 0.0
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = processes()
         scans = load_scans(shared, read_split(split)) if shared else []
         self.data = TrainingPatches(
             config.seed + 100_003 * self.rank, self.spec.patch_size, self.spec.spacing_mm, self.spec.intensity, config.objects, scans,
@@ -224,8 +203,7 @@ class Pretraining:
     def set_rate(self) -> None:
         """Warm-up by steps, then cosine by elapsed time (the processes' common clock)."""
         c = self.config
-        progress = min(1.0, self.clock / (60 * c.minutes))
-        rate = c.learning_rate * min(1.0, (self.step + 1) / c.warmup_steps) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.clock / (60 * c.minutes))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -237,17 +215,8 @@ class Pretraining:
 
     def share_gradients(self) -> None:
         """Average gradients and clock over the processes; one process only reads its clock."""
-        self.clock = self.elapsed()
-        if self.world == 1:
-            return
-        with_grad = [p for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in with_grad] + [torch.tensor([self.clock], device=self.device)])
-        dist.all_reduce(flat)
-        flat /= self.world
-        self.clock, start = float(flat[-1]), 0
-        for p in with_grad:
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.clock = mean_over_processes(grads, self.elapsed())
 
     def train_step(self, engine: Engine, batch: dict[str, Tensor]) -> dict[str, float]:
         """One optimiser step on one patch."""
@@ -273,10 +242,7 @@ class Pretraining:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
-            decay = min(c.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                for a, p in zip(self.average.parameters(), self.model.parameters()):
-                    a.lerp_(p, 1 - decay)
+            follow(self.average, self.model, min(c.ema, (1 + self.step) / (10 + self.step)))
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1

@@ -13,10 +13,11 @@ from ..networks.prompt3d import BOX_HIGH, BOX_LOW, PADDING
 
 
 def thickness(region: Tensor) -> Tensor:
-    """How deep inside a region a cell lies: mean occupancy of growing neighbourhoods; 0 outside. (B, 1, n, n, n)."""
+    """How deep inside a region a cell lies: mean occupancy of growing neighbourhoods; 0 outside. (B, 1, n, n[, n])."""
+    pool = F.avg_pool3d if region.ndim == 5 else F.avg_pool2d
     depth = region
     for kernel in (3, 5):
-        depth = depth + F.avg_pool3d(region, kernel, stride=1, padding=kernel // 2)
+        depth = depth + pool(region, kernel, stride=1, padding=kernel // 2)
     return depth * region
 
 
@@ -24,20 +25,21 @@ def error_clicks(logits: Tensor | None, target: Tensor, uniform_share: float, ce
     """One click for each object: in the thicker of the missed and the false region, in its middle or anywhere in it.
 
     Args:
-        logits: (B, 1, n, n, n) current prediction, or None before the first click.
-        target: (B, 1, n, n, n) bool, n cells an axis.
+        logits: (B, 1, n, n, n) or (B, 1, n, n) current prediction, or None before the first click.
+        target: bool of that shape, n cells an axis.
         uniform_share: share of clicks placed uniformly instead of in the middle.
-        cell: patch voxels a cell.
+        cell: patch voxels (model pixels) a cell.
 
     Returns:
-        points (B, 1, 3) in patch voxels, labels (B, 1): 1 missed, 0 false, -1 where there is no error.
+        points (B, 1, 3 or 2) in patch voxels, in the order of the array's axes; labels (B, 1): 1 missed, 0 false, -1
+        where there is no error.
     """
-    b, n = target.shape[0], target.shape[-1]
+    b, n, dims = target.shape[0], target.shape[-1], target.ndim - 2
     pred = torch.zeros_like(target) if logits is None else logits > 0
     missed, false = (target & ~pred).float(), (pred & ~target).float()
     depth_missed, depth_false = thickness(missed), thickness(false)
     positive = depth_missed.flatten(1).amax(1) >= depth_false.flatten(1).amax(1)
-    choose = positive[:, None, None, None, None]
+    choose = positive.reshape(-1, *(1,) * (dims + 1))
     region = torch.where(choose, missed, false).flatten(1)
     depth = torch.where(choose, depth_missed, depth_false).flatten(1)
     uniform = torch.rand(b, 1, device=target.device) < uniform_share
@@ -45,7 +47,7 @@ def error_clicks(logits: Tensor | None, target: Tensor, uniform_share: float, ce
     weights = torch.where(uniform, region, middle)
     none = region.sum(1) == 0
     index = (torch.rand_like(weights) * weights).argmax(1)  # uniform among the chosen voxels
-    place = torch.stack([index // (n * n), index // n % n, index % n], dim=1).float()
+    place = torch.stack([index // n**axis % n for axis in reversed(range(dims))], dim=1).float()
     points = (cell * place + torch.randint(0, cell, place.shape, device=place.device))[:, None]
     labels = torch.where(none, PADDING, positive.long())[:, None]
     return points, labels

@@ -1,0 +1,406 @@
+"""Training of the 2D models in three stages: teacher, encoder distillation, fine-tuning.
+
+    teacher    TinyViT with prompt encoder and decoder, prompts to masks
+    distill    RepViT's embeddings towards the teacher's; the decoder is not touched
+    finetune   RepViT from `distill`, prompt encoder and decoder from the teacher, prompts to masks
+
+The last two are the recipe of RepMedSAM, and its values are the defaults (`PUBLISHED`). A stage lasts so many epochs or
+minutes; it can be stopped and resumed at any minute (checkpoint.pt) and shared by several processes (torchrun).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+
+from ..build import Sam2D, build_sam2d
+from ..losses import embedding_divergence, mask_loss
+from ..spec import Sam2dSpec
+from ..zoo import get_spec2d
+from .data import LabelledScan
+from .data2d import ImageBatches, Mix
+from .folders2d import OwnSlices
+from .loop import config_from, cosine_rate, decay_groups, follow, mean_over_processes, processes, read_json, save_atomic
+from .prompting2d import Prompting, occupancy, prompt_rounds, unroll
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("teacher", "distill", "finetune")
+ENCODER = "image_encoder."
+DETAIL = "image_encoder.detail."
+VALIDATION_SEED = 987_654_321
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe. The defaults are those of RepMedSAM's fine-tuning; see PUBLISHED for its distillation.
+
+    Attributes:
+        minutes: time budget over all resumed runs; None: so many `epochs`.
+        epochs, epoch_images: length without a time budget; `epoch_images` None: the user's files times `visits`.
+        visits: of each of the user's files an epoch, each with another slice.
+        learning_rate, weight_decay, warmup_steps, clip: AdamW, cosine to zero; clip None: gradients are not clipped.
+        sizes: (until this share of the stage, edge of the images): small images first, because most of what is to be
+            learnt is learnt there too, at a quarter of the cost; () for the spec's size throughout.
+        images, passes: images a pass (batch norms see one pass), and passes a step in each process.
+        objects: targets an image, all from one embedding.
+        ema: decay of the averaged weights, which are what is published.
+        loss_weights: of Dice, BCE and the IoU head's squared error. balance: see losses.mask_loss.
+        half: bfloat16 (autocast).
+        validate_minutes: between validations when there is a time budget; otherwise after each epoch.
+    """
+
+    minutes: float | None = None
+    epochs: int = 30
+    epoch_images: int | None = None
+    visits: int = 4
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    clip: float | None = None
+    sizes: tuple[tuple[float, int], ...] = ()
+    images: int = 4
+    passes: int = 1
+    objects: int = 1
+    ema: float = 0.999
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    balance: float = 1.0
+    half: bool = True
+    validate_minutes: float = 8.0
+    prompting: Prompting = field(default_factory=Prompting)
+    mix: Mix = field(default_factory=Mix)
+
+
+PUBLISHED: dict[str, Stage] = {
+    "teacher": Stage(),
+    "distill": Stage(epochs=10, learning_rate=1e-4),
+    "finetune": Stage(),
+}
+"""Values of RepMedSAM's paper; it takes its teacher as given, so that stage has the values of fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Recipe2d:
+    """Specs (rows of zoo.SPECS_2D), seed and stages; see recipes/repmedsam*.json."""
+
+    student: str = "repmedsam"
+    teacher: str = "litemedsam"
+    seed: int = 1
+    stages: dict[str, Stage] = field(default_factory=lambda: dict(PUBLISHED))
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe2d:
+        """From a JSON file: {"student", "teacher", "seed", "stages": {stage: what differs from PUBLISHED}}.
+
+        Raises:
+            ValueError: unknown keys or stages; the message lists the known ones.
+        """
+        raw = read_json(path)
+        stages = dict(PUBLISHED)
+        for name, changes in raw.pop("stages", {}).items():
+            if name not in STAGES:
+                raise ValueError(f"unknown stage {name!r} in {path}; known: {', '.join(STAGES)}")
+            source = f"stage {name} of {path}"
+            parts = {"prompting": Prompting, "mix": Mix}
+            parts = {k: config_from(kind, changes.pop(k), source) for k, kind in parts.items() if k in changes}
+            checked = config_from(Stage, changes, source)
+            given = {key: getattr(checked, key) for key in changes}
+            stages[name] = dataclasses.replace(PUBLISHED[name], **given, **parts)
+        return dataclasses.replace(config_from(cls, raw, str(path)), stages=stages)
+
+    def spec_of(self, stage: str) -> Sam2dSpec:
+        """The network that a stage trains."""
+        return get_spec2d(self.teacher if stage == "teacher" else self.student)
+
+
+def shrink(image: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) and masks (B, K, S, S) bool at a whole fraction of their size; no object vanishes."""
+    factor = image.shape[-1] // size
+    if factor == 1:
+        return image, target
+    share = F.avg_pool2d(target.float(), factor)
+    mostly = share > 0.5
+    return F.avg_pool2d(image, factor), torch.where(mostly.flatten(2).any(2)[..., None, None], mostly, share > 0)
+
+
+def averaged(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such run yet.
+    """
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f"{checkpoint} is not there: run that stage first (--stage, with the same --out)")
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+
+
+class Training2d:
+    """One stage of a recipe in `folder / stage`: model, averaged model, optimizer, clock. `run()` trains.
+
+    Args:
+        recipe, stage: what to do. folder: of the whole recipe; stages find each other in it.
+        scans: real labelled scans that may train. own: the user's slices.
+        from_scratch: fine-tune an encoder that was not distilled (the paper's ablation).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe2d,
+        stage: str,
+        folder: Path,
+        device: str = "cpu",
+        scans: list[LabelledScan] | None = None,
+        own: OwnSlices | None = None,
+        from_scratch: bool = False,
+    ) -> None:
+        self.recipe, self.stage, self.config = recipe, stage, recipe.stages[stage]
+        self.root, self.folder, self.device = Path(folder), Path(folder) / stage, torch.device(device)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.spec = recipe.spec_of(stage)
+        self.model = build_sam2d(self.spec)
+        self.teacher: Sam2D | None = None
+        if stage != "teacher":
+            self._take_from_earlier_stages(from_scratch)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.average = build_sam2d(self.spec).to(self.device, memory_format=torch.channels_last).eval()
+        self.average.load_state_dict(self.model.state_dict())
+        trained = self.model.image_encoder if stage == "distill" else self.model
+        self.trained = list(trained.parameters())
+        self.optimizer = torch.optim.AdamW(decay_groups(trained, self.config.weight_decay), betas=(0.9, 0.98))
+        self.rank, self.world = processes()
+        self.scans, self.own = scans or [], own
+        self.step, self.seconds, self.clock, self.best = 0, 0.0, 0.0, -float("inf")
+        self.started = time.monotonic()
+        self.running: dict[str, float] = {}
+
+    def _take_from_earlier_stages(self, from_scratch: bool) -> None:
+        state = averaged(self.root / "teacher" / "checkpoint.pt")
+        own = self.model.state_dict()
+        heads = {k: v for k, v in state.items() if not k.startswith(ENCODER) or k.startswith(DETAIL)}
+        if self.stage == "distill":
+            self.teacher = build_sam2d(get_spec2d(self.recipe.teacher)).eval()
+            self.teacher.load_state_dict(state)
+            self.teacher.to(self.device, memory_format=torch.channels_last)
+        elif not from_scratch:
+            own |= {k: v for k, v in averaged(self.root / "distill" / "checkpoint.pt").items() if k.startswith(ENCODER)}
+        self.model.load_state_dict(own | heads)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable state."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps an epoch, over all processes."""
+        c = self.config
+        images = c.epoch_images or (c.visits * self.own.count if self.own else 2000)
+        return max(1, images // (c.images * c.passes * self.world))
+
+    def progress(self) -> float:
+        """Share of the stage that is done."""
+        c = self.config
+        return self.clock / (60 * c.minutes) if c.minutes else self.step / (c.epochs * self.steps_per_epoch)
+
+    def elapsed(self) -> float:
+        """Seconds of training over all runs."""
+        return self.seconds + time.monotonic() - self.started
+
+    def state(self) -> dict:
+        """What a checkpoint holds."""
+        return {
+            "config": json.dumps({"spec": self.spec.name, "stage": self.stage, "recipe": asdict(self.recipe)}),
+            "step": self.step, "seconds": self.elapsed(), "best": self.best, "model": self.model.state_dict(),
+            "average": self.average.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+
+    def resume(self) -> bool:
+        """Load the checkpoint if there is one; images and prompts go on where they were."""
+        if not self.checkpoint.exists():
+            return False
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        return True
+
+    def stream(self, number: int) -> ImageBatches:
+        """The images of the number-th pass of all processes; passes and processes are interchangeable."""
+        c = self.config
+        objects = 1 if self.stage == "distill" else c.objects
+        return ImageBatches(
+            self.recipe.seed + 100_003 * number, self.spec.image_size, c.images, objects, c.mix, self.scans,
+            self.own.training if self.own else None, self.step,
+        )  # fmt: skip
+
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of two encoders' embeddings; detail, which rides behind them, is left to fine-tuning."""
+        width = self.spec.encoder.out
+        return embedding_divergence(student[:, :width], teacher[:, :width])
+
+    def size(self) -> int:
+        """Edge of the coming images."""
+        progress = self.progress()
+        return next((edge for until, edge in self.config.sizes if progress < until), self.spec.image_size)
+
+    def loss(self, model: Sam2D, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named terms of one pass; "total" is what is minimised."""
+        c = self.config
+        image, target = shrink(batch["image"].to(self.device), batch["target"].to(self.device), model.spec.image_size)
+        image = image.contiguous(memory_format=torch.channels_last)
+        with (
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=c.half),
+            sdpa_kernel([SDPBackend.MATH] if self.device.type == "cpu" else list(_FAST_ATTENTION)),
+        ):
+            if self.teacher is not None:
+                with torch.no_grad():  # convolutions and windows take any size
+                    wanted = self.teacher.image_encoder(image)
+                return {"total": self.divergence(model.image_encoder(image), wanted)}
+            share = float(torch.rand(()))
+            rounds = next(
+                (
+                    n
+                    for i, (_, n) in enumerate(c.prompting.rounds)
+                    if share < sum(s for s, _ in c.prompting.rounds[: i + 1])
+                ),
+                c.prompting.rounds[-1][1],
+            )
+            outs = unroll(model, image, target, c.prompting, rounds)
+        truth = occupancy(target.flatten(0, 1)[:, None], model.spec.mask_size)
+        terms = [mask_loss(logits, truth, iou, c.loss_weights, c.balance) for logits, iou in outs]
+        return {
+            "total": sum(t["total"] for t in terms) / len(terms),
+            "first": terms[0]["dice"], "last": terms[-1]["dice"], "iou": terms[-1]["iou"],
+        }  # fmt: skip
+
+    def gradients(self, batches: tuple[dict[str, Tensor], ...]) -> dict[str, float]:
+        """Gradients of one step, the mean over its passes and over all processes; returns the mean terms."""
+        self.model.train()
+        self.model.set_image_size(self.size())
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {}
+        for place, batch in enumerate(batches):
+            number = self.rank * len(batches) + place
+            torch.manual_seed((self.recipe.seed * 7919 + self.step) * 1009 + number)
+            terms = self.loss(self.model, batch)
+            (terms["total"] / len(batches)).backward()
+            for key, value in terms.items():
+                totals[key] = totals.get(key, 0.0) + float(value.detach()) / len(batches)
+        shared = [p.grad for p in self.trained if p.grad is not None]
+        shared += [b for b in self.model.buffers() if b.is_floating_point()]
+        self.clock = mean_over_processes(shared, self.elapsed())
+        return totals
+
+    def train_step(self, engine: Engine, batches: tuple[dict[str, Tensor], ...]) -> dict[str, float]:
+        """One optimiser step."""
+        c = self.config
+        terms = self.gradients(batches)
+        rate = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, c.clip or float("inf"))
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            follow(self.average, self.model, min(c.ema, (1 + self.step) / (10 + self.step)))
+        else:
+            logger.warning("step %d skipped: gradient is not finite", self.step)
+        self.step += 1
+        return terms
+
+    @torch.no_grad()
+    def validate(self, batches: int = 10) -> dict[str, float]:
+        """On fixed images: Dice of tight boxes on the mask grid, or the divergence; "score" is better when larger.
+
+        The images are held-out files of the user, else generated (no training stream has that seed).
+        """
+        c = self.config
+        mix = dataclasses.replace(c.mix, cases=2, scans=0, own=0) if self.own is None else Mix(0, 0, 0, 0, 40, 1)
+        source = self.own.held_out if self.own else None
+        stream = ImageBatches(VALIDATION_SEED, self.spec.image_size, 4, 4, mix, [], source)
+        kept, values = torch.get_rng_state(), []
+        torch.manual_seed(0)
+        tight = Prompting(tight_share=1.0)
+        for _, batch in zip(range(batches), iter(stream)):
+            image = batch["image"].to(self.device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=c.half):
+                if self.teacher is not None:
+                    found = self.divergence(self.average.image_encoder(image), self.teacher.image_encoder(image))
+                    values.append(found[None])
+                    continue
+                embedding = self.average.encode(image).repeat_interleave(batch["target"].shape[1], 0)
+                truth = batch["target"].to(self.device).flatten(0, 1)[:, None]
+                logits, _ = prompt_rounds(self.average, embedding, truth, tight, 1)[0]
+            pred, true = (logits > 0).flatten(1), (occupancy(truth, logits.shape[-1]) > 0.5).flatten(1)
+            values.append(2 * (pred & true).sum(1) / (pred.sum(1) + true.sum(1)).clamp_min(1))
+        torch.set_rng_state(kept)
+        mean = round(float(torch.cat(values).mean()), 4)
+        return {"divergence": mean, "score": -mean} if self.teacher is not None else {"dice_box": mean, "score": mean}
+
+    def _validate_and_keep(self) -> dict[str, float]:
+        result = self.validate()
+        logger.info("%s: validation at step %d: %s", self.stage, self.step, result)
+        row = {"step": self.step, "minutes": round(self.clock / 60, 2), **self.running, **result}
+        with open(self.folder / "validation.jsonl", "a") as f:
+            f.write(json.dumps(row) + "\n")
+        if result["score"] > self.best:
+            self.best = result["score"]
+            kept = {k: v for k, v in self.state().items() if k not in ("model", "optimizer")}
+            save_atomic(kept, self.folder / "best.pt")
+        return result
+
+    def run(self, resume: bool = True, save_minutes: float = 2.0) -> dict[str, float]:
+        """Train until the budget is used; returns the last validation. best.pt holds the best validated weights."""
+        if resume and self.resume():
+            logger.info("%s: resumed at step %d, %.1f minutes", self.stage, self.step, self.seconds / 60)
+        self.started = time.monotonic()
+        self.clock = self.elapsed()
+        if self.progress() >= 1:
+            return self._validate_and_keep() if self.rank == 0 else {}
+        numbers = range(self.rank * self.config.passes, (self.rank + 1) * self.config.passes)
+        loaders = [DataLoader(self.stream(n), batch_size=None) for n in numbers]
+        engine = Engine(self.train_step)
+        last = {"save": self.clock, "validate": self.clock}
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def after(engine: Engine) -> None:
+            for key, value in engine.state.output.items():
+                self.running[key] = value if key not in self.running else 0.98 * self.running[key] + 0.02 * value
+            if self.progress() >= 1:
+                engine.terminate()
+            if self.rank:
+                return
+            if self.step % 25 == 0:
+                means = " ".join(f"{k} {v:.3f}" for k, v in self.running.items())
+                logger.info("%s: step %d  %.1f min  %s", self.stage, self.step, self.clock / 60, means)
+            if self.clock - last["save"] > 60 * save_minutes:
+                save_atomic(self.state(), self.checkpoint)
+                last["save"] = self.clock
+            timed = self.config.minutes is not None
+            due = self.clock - last["validate"] > 60 * self.config.validate_minutes
+            if due if timed else self.step % self.steps_per_epoch == 0:
+                self._validate_and_keep()
+                last["validate"] = self.clock
+
+        engine.run(zip(*loaders), max_epochs=1, epoch_length=10**9)
+        if self.rank:
+            return {}
+        result = self._validate_and_keep()
+        save_atomic(self.state(), self.checkpoint)
+        logger.info("%s: finished at step %d: %s", self.stage, self.step, result)
+        return result
+
+
+_FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
