@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extent", help="of the models for slices: how far an object without a box is followed, slices"
     )
+    parser.add_argument(
+        "--uncertainty",
+        metavar="FILE",
+        help="of the models for volumes: also write where the mask is unsure, a map from 0 to 1 (.nii.gz, .nii or .nrrd)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -65,6 +70,9 @@ def main(args: argparse.Namespace) -> int:
 
     image = Path(args.image)
     archives = sorted(image.glob(f"*{_ARCHIVE}")) if image.is_dir() else []
+    flat = bool(archives) or image.suffix.lower() in (_ARCHIVE, *SUFFIXES)
+    if flat and args.uncertainty:
+        raise UserError("--uncertainty is for volumes; photographs and archives have no such map")
     if archives or image.suffix.lower() == _ARCHIVE:
         return segment_flat.segment_archives(args, archives or [image])
     if image.suffix.lower() in SUFFIXES:
@@ -76,22 +84,32 @@ def _segment_volume(args: argparse.Namespace) -> int:
     request = parse_arguments(args)
     from ..conf import AppConf
     from ..infers.request import CLICKS, parse_prompts, parse_slice_prompts
-    from ..sam.preprocess import write_mask
+    from ..sam.mask_io import write_map, write_mask
     from ..sam.session import SessionStore
     from ..sam.slice_segmenter import SliceSegmenter
 
     begin = time.perf_counter()
     name = args.model or "fastsam3d"
+    unsure = None
     store = SessionStore(AppConf().cache_bytes)
     with store.open(args.image, args.image) as session:
         segmenter = chosen_segmenter(args, name)
         grid = session.volume.grid
         if isinstance(segmenter, SliceSegmenter):
+            if args.uncertainty:
+                raise UserError(f"--uncertainty needs a model for volumes, and {name} is one for slices")
             prompts, options = parse_slice_prompts({**request, "points": CLICKS}, grid, single=name.endswith("_2d"))
             result = segmenter.segment(session, prompts, options)
         else:
-            result = segmenter.segment(session, parse_prompts(request, grid))
+            prompts = parse_prompts(request, grid)
+            result = segmenter.segment(session, prompts)
+            if args.uncertainty:
+                from ..sam.uncertainty import uncertainty_map
+
+                unsure = uncertainty_map(segmenter, session, prompts)
     write_mask(args.out, result.full_mask(), result.grid)
+    if unsure is not None:
+        write_map(args.uncertainty, unsure.full(), result.grid)
     report = {
         "out": str(args.out),
         "model": name,
@@ -103,6 +121,12 @@ def _segment_volume(args: argparse.Namespace) -> int:
         "timings_ms": {stage: round(ms, 1) for stage, ms in result.timings_ms.items()},
         "warnings": list(dict.fromkeys(result.warnings)),
     }
+    if unsure is not None:
+        report["uncertainty"] = {
+            "file": str(args.uncertainty),
+            "disagreement": round(unsure.disagreement, 4),
+            "most_uncertain_ijk": list(unsure.most_uncertain_ijk()),
+        }
     emit(json.dumps(report, indent=2) if args.json else _in_words(report))
     return 0
 
@@ -136,6 +160,8 @@ def parse_arguments(args: argparse.Namespace) -> dict[str, list]:
     for text in args.click:
         *place, sign = parse_click(text, 3, "i,j,k,+ or i,j,k,-")
         request["foreground" if sign else "background"].append(place)
+    if args.uncertainty and not str(args.uncertainty).endswith(_MASK_EXTENSIONS):
+        raise UserError(f"--uncertainty must end in {', '.join(_MASK_EXTENSIONS)}, got {args.uncertainty!r}")
     if len(args.box or []) > 1:
         raise UserError(f"--box may be given once for a volume, got {len(args.box)}; run once for each structure")
     for text in args.box or []:
@@ -176,4 +202,7 @@ def _in_words(report: dict) -> str:
         f"{report['out']}: {report['voxels']} voxels, {report['millilitres']} ml, predicted IoU {report['predicted_iou']}",
         f"{report['model']} with {report['weights']['name']} ({report['weights']['version']}), {report['seconds']} s",
     ]
+    if "uncertainty" in report:
+        place = ",".join(map(str, report["uncertainty"]["most_uncertain_ijk"]))
+        lines.append(f"{report['uncertainty']['file']}: uncertainty, largest at {place}")
     return "\n".join(lines + [f"warning: {text}" for text in report["warnings"]])

@@ -1,4 +1,4 @@
-"""Masks to files, whole or not at all."""
+"""Masks, and maps of numbers, to files, whole or not at all."""
 
 import gzip
 import os
@@ -27,21 +27,29 @@ def write_mask(path: str | os.PathLike, mask: np.ndarray, grid: Grid, compress: 
         ValueError: another ending, another shape than the grid's, or another dtype.
         OSError: the folder is missing or cannot be written.
     """
-    path = Path(path)
     mask = np.asarray(mask)
-    if mask.shape != grid.shape:
-        raise ValueError(f"a mask must have its grid's shape {grid.shape}, got {mask.shape}")
     if mask.dtype not in (np.bool_, np.uint8):
         raise ValueError(f"a mask must be bool or uint8, got {mask.dtype}")
-    voxels = np.asfortranarray(mask).view(np.uint8).ravel(order="F").data  # i runs fastest in both formats
+    _write(Path(path), np.asfortranarray(mask).view(np.uint8), grid, compress)
+
+
+def write_map(path: str | os.PathLike, values: np.ndarray, grid: Grid, compress: bool = True) -> None:
+    """Writes numbers on a scan's grid as float32; otherwise as `write_mask`."""
+    _write(Path(path), np.asfortranarray(values, dtype="<f4"), grid, compress)
+
+
+def _write(path: Path, array: np.ndarray, grid: Grid, compress: bool) -> None:
+    if array.shape != grid.shape:
+        raise ValueError(f"a mask or map must have its grid's shape {grid.shape}, got {array.shape}")
+    voxels = array.ravel(order="F").view(np.uint8).data  # i runs fastest in both formats
     name = path.name.lower()
     if name.endswith(".nrrd"):
-        header = nrrd_header(grid, np.uint8, "gzip" if compress else "raw")
+        header = nrrd_header(grid, array.dtype, "gzip" if compress else "raw")
         _write_whole(path, header, b"", voxels, compress)
     elif name.endswith((".nii", ".nii.gz")):
-        _write_whole(path, b"", nifti_header(grid, np.uint8), voxels, name.endswith(".gz"))
+        _write_whole(path, b"", nifti_header(grid, array.dtype), voxels, name.endswith(".gz"))
     else:
-        raise ValueError(f"a mask's file must end in .nii.gz, .nii or .nrrd, got {path.name}")
+        raise ValueError(f"the file of a mask or map must end in .nii.gz, .nii or .nrrd, got {path.name}")
 
 
 def _write_whole(path: Path, plain: bytes, header: bytes, voxels: memoryview, compress: bool) -> None:
