@@ -39,7 +39,8 @@ def main(args: argparse.Namespace) -> int:
 
     from ..sam.training.data import load_scans, read_split
     from ..sam.training.folders2d import OwnSlices
-    from ..sam.training.pretrain2d import Recipe2d, Training2d
+    from ..sam.training.pretrain2d import Training2d
+    from ..sam.training.recipe2d import Recipe2d
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     recipe = Path(args.recipe)
