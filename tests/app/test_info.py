@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import requests
 from lib.conf import DEFAULT_LABELS
 
 pytestmark = pytest.mark.e2e
@@ -30,10 +29,14 @@ def test_the_model_is_a_three_dimensional_deepgrow_with_a_description(info):
     assert not {"foreground", "background", "label", "roi"} & set(model["config"])
 
 
-def test_no_top_level_config_and_nothing_to_train_or_score(info):
+def test_no_top_level_config(info):
     assert "config" not in info
-    assert info["trainers"] == info["train_stats"] == info["scoring"] == {}
-    assert set(info["strategies"]) == {"first", "random"}
+
+
+def test_what_learns_and_chooses_is_named(info):
+    assert set(info["trainers"]) == set(info["train_stats"]) == {"fastsam3d"}
+    assert set(info["scoring"]) == {"uncertainty"}
+    assert set(info["strategies"]) == {"first", "random", "uncertainty"}
 
 
 def test_the_datastore_is_counted(info, studies):
@@ -57,10 +60,6 @@ def test_slicers_other_questions_are_answered(server):
     assert "No Train Tasks" in server.get("/train/").json()["detail"]
     assert server.get("/datastore/?output=all").status_code == 200
     assert server.get("/logs/?lines=5").status_code == 200
-
-
-def test_training_without_a_trainer_is_no_server_error(server):
-    assert requests.post(server.url + "/train/", json={}, timeout=60).json() == {}
 
 
 def test_nothing_ran_in_the_background_at_start(server):

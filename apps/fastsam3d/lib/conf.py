@@ -64,6 +64,7 @@ _OF_MONAI_LABEL = frozenset(
         "zoo_source",
     }
 )
+STRATEGIES = ("random", "first", "uncertainty")
 _MEMORY_SHARE = 4
 _MAX_DEFAULT_CACHE_GB = 8.0
 _MIN_DEFAULT_CACHE_GB = 1.0
@@ -86,6 +87,7 @@ class AppConf:
             by themselves.
         cache_gb: memory for resident volumes and embeddings, in GiB.
         threads: threads for one inference; 0 leaves torch's choice.
+        strategy: what is served where a client asks for a random sample, as OHIF always does.
         preload: load the weights when the server starts rather than on the first click.
         upload_gb: the most that one request may send, and an archive in it unpack to, in GiB.
     """
@@ -98,6 +100,7 @@ class AppConf:
     weights: Mapping[str, str] = field(default_factory=lambda: types.MappingProxyType({}))
     cache_gb: float = field(default_factory=lambda: default_cache_gb())
     threads: int = 0
+    strategy: str = "random"
     preload: bool = True
     upload_gb: float = 2.0
 
@@ -225,6 +228,12 @@ def _threads(text: str) -> int:
     return _whole_number("threads", text, low=0)
 
 
+def _strategy(text: str) -> str:
+    if text not in STRATEGIES:
+        raise ConfError(f"--conf strategy takes {', '.join(STRATEGIES)}, got {text!r}.")
+    return text
+
+
 def _preload(text: str) -> bool:
     value = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if text.lower() not in value:
@@ -245,6 +254,7 @@ _PARSERS = {
     "weights": _weights,
     "cache_gb": _cache_gb,
     "threads": _threads,
+    "strategy": _strategy,
     "preload": _preload,
     "upload_gb": _upload_gb,
 }

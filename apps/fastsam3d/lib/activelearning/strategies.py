@@ -10,7 +10,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 
-def _open_images(request: dict[str, Any], datastore: Datastore) -> list[str]:
+def open_images(request: dict[str, Any], datastore: Datastore) -> list[str]:
     """Ids of the images without a final label, sorted."""
     return sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
 
@@ -22,8 +22,9 @@ class First(Strategy):
         super().__init__("The first image, by name, that is not labelled yet")
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        images = _open_images(request, datastore)
-        return {"id": images[0], "weight": 1.0} if images else None
+        images = open_images(request, datastore)
+        reason = f"the first by name of {len(images)} open images"
+        return {"id": images[0], "weight": 1.0, "reason": reason} if images else None
 
 
 class Random(Strategy):
@@ -38,13 +39,14 @@ class Random(Strategy):
         self._rng = rng or random.Random()
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        images = _open_images(request, datastore)
+        images = open_images(request, datastore)
         if not images:
             return None
         now = time.time()
         weights = [max(1.0, now - self._last_offered(datastore, image, request)) for image in images]
         chosen = self._rng.choices(range(len(images)), weights)[0]
-        return {"id": images[chosen], "weight": weights[chosen]}
+        reason = f"drawn from {len(images)} open images; those offered lately come less often"
+        return {"id": images[chosen], "weight": weights[chosen], "reason": reason}
 
     @staticmethod
     def _last_offered(datastore: Datastore, image: str, request: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ..infers.interactive import InteractiveInfer
+from ..trainers.finetune import FinetuneTask
 
 
 class FastSAM3D(TaskConfig):
@@ -24,5 +25,12 @@ class FastSAM3D(TaskConfig):
             description="FastSAM3D: click on a structure or draw a box around it; add clicks to refine",
         )
 
-    def trainer(self) -> TrainTask | None:
-        return None
+    def trainer(self) -> TrainTask:
+        app_conf = self.kwargs["app_conf"]
+        return FinetuneTask(
+            model=self.name,
+            model_dir=self.model_dir,
+            labels=app_conf.labels,
+            weights_choice=app_conf.weights.get(self.name),
+            device=app_conf.device,
+        )

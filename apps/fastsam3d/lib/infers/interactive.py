@@ -98,6 +98,15 @@ class InteractiveInfer(InferTask):
         with self._lock:
             self._loaded()
 
+    def loaded(self) -> Segmenter:
+        """The segmenter that answers the next click.
+
+        Raises:
+            WeightsError: see `preload`.
+        """
+        with self._lock:
+            return self._loaded()
+
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Segments.
 

@@ -11,7 +11,6 @@ leaves the old version or the new one.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ import torch
 from .build import Sam3D
 from .checkpoint_files import WeightsError, read_header
 from .checkpoints import GAUSSIAN
+from .files import whole_file, write_text
 from .registry import model_of, plain_name
 from .spec import SamSpec
 from .weights import ACCEPTED, POINTER, version_of
@@ -88,13 +88,8 @@ def publish(candidate: Path, model_dir: Path, spec: SamSpec, record: Record) -> 
     folder = folder_of_accepted(model_dir, model)
     (folder / HISTORY).mkdir(parents=True, exist_ok=True)
     target = folder / f"{record.name}.safetensors"
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(Path(candidate).read_bytes())
-        _flush(part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(target) as file:
+        file.write(Path(candidate).read_bytes())
     write_record(model_dir, model, record)
     _point_to(folder, target)
     _prune(folder, {target.name})
@@ -165,19 +160,7 @@ def rollback(model_dir: Path, model: str, to: str | None, time: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _flush(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    write_text(Path(path), json.dumps(content, indent=2) + "\n")
 
 
 def _point_to(folder: Path, path: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from ..annotations import annotated_cases
 from ..sam import weights
 from ..sam.device import choose_device
 from ..sam.training.cases import LabelledCase
 from ..sam.training.finetune import FinetuneConfig
 from ..sam.training.runs import Run, note_failure, read_status
-from .annotations import annotated_cases
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from ..clicks import next_click
 from ..geometry import PatchFrame
 from ..intensity import normalise, padding_floor
 from ..placement import look_again, place_patch
-from ..postprocess import connected_to_clicks
 from ..preprocess import network_input
+from ..probing import answer_cells
 from ..prompts import Click, Prompts
 from ..sampling import bounding_box
 from ..segmenter import VolumeSegmenter
@@ -170,7 +170,7 @@ def keep_masks(
         (P, m, m, m) uint8, probabilities times 64; P <= count.
     """
     spec = served.spec
-    m, cell = spec.mask_size, spec.patch_size // spec.mask_size
+    m = spec.mask_size
     free = occupancy(torch.from_numpy((label == 0) & inside)).numpy() == 1
     places = np.argwhere(free)
     if not count or not len(places):
@@ -178,7 +178,7 @@ def keep_masks(
     embedding = served.encode(torch.from_numpy(image)[None])
     taken = occupancy(torch.from_numpy(label > 0)).numpy() > 0.5
     first = places[rng.integers(len(places), size=_TRIES)]
-    answers = _answers(served, embedding, first, cell, spec.first_passes)
+    answers, _ = answer_cells(served, embedding, first, spec.first_passes)
     usable: list[int] = []
     for n, logits in enumerate(answers):
         mask = logits > 0
@@ -189,7 +189,7 @@ def keep_masks(
     if not usable:
         return np.zeros((0, m, m, m), np.uint8)
     second = np.stack([_any_of(answers[n] > 0, rng) for n in usable])
-    again = _answers(served, embedding, second, cell, 1)
+    again, _ = answer_cells(served, embedding, second, 1)
     out = []
     for n, other in zip(usable, again):
         mask = answers[n] > 0
@@ -202,18 +202,6 @@ def keep_masks(
 def _any_of(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     places = np.argwhere(mask)
     return places[rng.integers(len(places))]
-
-
-def _answers(served: VolumeSegmenter, embedding, places: np.ndarray, cell: int, passes: int) -> list[np.ndarray]:
-    """Logits (m, m, m) of the served model for one click each, in the middle of the cells `places` (N, 3)."""
-    m, count = served.spec.mask_size, len(places)
-    points = torch.tensor(places * cell + cell // 2, dtype=torch.float32, device=served.device)[:, None]
-    labels = torch.ones(count, 1, dtype=torch.long, device=served.device)
-    logits = torch.zeros(count, 1, m, m, m, device=served.device)
-    for _ in range(passes):
-        logits, _ = served.decode(embedding, (points, labels), logits)
-    found = logits[:, 0].float().cpu().numpy()
-    return [connected_to_clicks(one, place[None]) for one, place in zip(found, places)]
 
 
 def _generated(seed: int, spec: SamSpec) -> Patch:

@@ -1,0 +1,67 @@
+"""A copy of the app whose weights may change, and the calls of a client that annotates and trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import requests
+
+from tests.app.serving import APP, MODEL, Server
+
+_NOT_COPIED = ("runs", "imported", "accepted", "logs", "__pycache__", "bin")
+
+
+def copy_app(folder: Path) -> Path:
+    """The app with the weights of the repository and nothing that this machine learned or imported."""
+    return Path(shutil.copytree(APP, folder / "fastsam3d", ignore=shutil.ignore_patterns(*_NOT_COPIED)))
+
+
+def save_label(server: Server, image: str, label: Path, names: dict[int, str]) -> None:
+    """PUT /datastore/label as 3D Slicer does."""
+    params = {"label_info": [{"name": name, "idx": value} for value, name in names.items()]}
+    answer = requests.put(
+        f"{server.url}/datastore/label?image={image}",
+        files={"label": (label.name, label.read_bytes()), "params": (None, json.dumps(params))},
+        timeout=60,
+    )
+    answer.raise_for_status()
+
+
+def train(server: Server, params: dict, every: bool = False) -> dict:
+    """POST /train/fastsam3d, or /train/ as OHIF does."""
+    path = "/train/" if every else f"/train/{MODEL}"
+    answer = requests.post(server.url + path, json=params, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def stats(server: Server) -> dict:
+    """The first entry of train_stats, as Slicer reads it."""
+    return next(iter(server.get("/info/").json()["train_stats"].values()))
+
+
+def wait_for_training(server: Server, seconds: float) -> dict:
+    """Asks as Slicer does until no training runs; returns the last task."""
+    deadline = time.monotonic() + seconds
+    while server.get("/train/?check_if_running=true").status_code == 200:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still trains after {seconds} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
+        time.sleep(0.5)
+    return server.get("/train/").json()
+
+
+def next_sample(server: Server, strategy: str) -> dict:
+    """POST /activelearning/{strategy}."""
+    answer = requests.post(f"{server.url}/activelearning/{strategy}", json={}, timeout=120)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def click(server: Server, image: str, ijk, **more) -> dict:
+    """One click; the answer's parameters."""
+    answer = server.infer(image, {"foreground": [[int(v) for v in ijk]], **more}, output="json")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
