@@ -12,6 +12,7 @@ from lib.sam.anatomy.fields import Draw
 from lib.sam.anatomy.pictures import SCENES, picture
 from lib.sam.build import build_sam2d
 from lib.sam.losses import embedding_divergence
+from lib.sam.training.ablation2d import ablation, table
 from lib.sam.training.data import LabelledScan
 from lib.sam.training.data2d import ImageBatches, LabelledSlice, Mix, mosaic, pick_masks, random_plane, sample, vary
 from lib.sam.training.folders2d import OwnSlices
@@ -230,6 +231,19 @@ def test_a_killed_run_goes_on_with_equal_results(tmp_path, monkeypatch):
     assert cut.step == whole.step == 4
     for key, value in whole.average.state_dict().items():
         assert torch.allclose(value.float(), cut.average.state_dict()[key].float(), atol=1e-6), key
+
+
+def test_the_ablation_gives_both_arms_the_same_time_and_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training2d, "validate", lambda self, batches=0: {"score": self.seconds + 0.5})
+    recipe = _recipe()
+    Training2d(recipe, "teacher", tmp_path).run()
+    plans = []
+    run = Training2d.run
+    monkeypatch.setattr(Training2d, "run", lambda self: plans.append((self.stage, self.config.minutes)) or run(self))
+    found = ablation(recipe, tmp_path / "teacher" / "checkpoint.pt", tmp_path / "both", 0.004, [5])
+    assert plans == [("finetune", 0.004), ("distill", 0.001), ("finetune", 0.003)]
+    assert found == {"scratch": [0.5], "distilled": [0.5]} and "| distilled | 0.500 | 0.500 |" in table(found, [5])
+    assert json.loads((tmp_path / "both" / "ablation.json").read_text())["seeds"] == [5]
 
 
 def _gradients(rank, folder):

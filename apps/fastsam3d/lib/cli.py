@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("commands.pretrain:main", "train a model on generated anatomy"),
     "pretrain2d": Command("commands.pretrain2d:main", "train a model for images and slices, stage after stage"),
     "finetune": Command("commands.finetune:main", "train the served model on your own annotations"),
+    "ablate2d": Command("commands.ablate2d:main", "compare a distilled 2D encoder with one trained from scratch"),
     "evaluate": Command("commands.evaluate:main", "measure a model by simulated clicks"),
     "benchmark": Command("commands.benchmark:main", "time the stages of a click"),
 }

@@ -69,6 +69,7 @@ class Training2d:
         recipe, stage: what to do. folder: of the whole recipe; stages find each other in it.
         scans: real labelled scans that may train. own: the user's slices.
         from_scratch: fine-tune an encoder that was not distilled (the paper's ablation).
+        teacher: checkpoint of the teacher; None: that of the same folder.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Training2d:
         scans: list[LabelledScan] | None = None,
         own: OwnSlices | None = None,
         from_scratch: bool = False,
+        teacher: Path | None = None,
     ) -> None:
         self.recipe, self.stage, self.config = recipe, stage, recipe.stages[stage]
         self.root, self.folder, self.device = Path(folder), Path(folder) / stage, torch.device(device)
@@ -89,7 +91,7 @@ class Training2d:
         self.model = build_sam2d(self.spec)
         self.teacher: Sam2D | None = None
         if stage != "teacher":
-            self._take_from_earlier_stages(from_scratch)
+            self._take_from_earlier_stages(teacher or self.root / "teacher" / "checkpoint.pt", from_scratch)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.average = build_sam2d(self.spec).to(self.device, memory_format=torch.channels_last).eval()
         self.average.load_state_dict(self.model.state_dict())
@@ -104,8 +106,8 @@ class Training2d:
         self.started = time.monotonic()
         self.running: dict[str, float] = {}
 
-    def _take_from_earlier_stages(self, from_scratch: bool) -> None:
-        state = averaged(self.root / "teacher" / "checkpoint.pt")
+    def _take_from_earlier_stages(self, teacher: Path, from_scratch: bool) -> None:
+        state = averaged(teacher)
         own = self.model.state_dict()
         heads = {k: v for k, v in state.items() if not k.startswith(ENCODER) or k.startswith(DETAIL)}
         if self.stage == "distill":
