@@ -12,19 +12,27 @@ from typing import Any
 from ..cli import UserError, emit
 
 PARTS = ("encode", "decode", "click")
+TABLE = "repmedsam"
 _ROUNDS = {"encode": 20, "decode": 20, "click": 5}
 _SIZE = "512,512,300"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all of them)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all of them), or {TABLE}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     parser.add_argument("--size", default=_SIZE, metavar="I,J,K", help="voxels of click's scans (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help="runs of each side; for click, scans (default: 20; click 5)")
     parser.add_argument("--threads", type=int, help="CPU threads of each side (default: all cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--weights", help="for click: a weights file or a registry name (default: the model's own)")
+    table = parser.add_argument_group(TABLE, "whole cases of the published table, beside LiteMedSAM's way of working")
+    table.add_argument("--samples", type=int, help="boxes on slices that each other side runs a round (default: 3)")
+    table.add_argument("--spec", default=TABLE, help="our network, with random weights (default: %(default)s, M2.3)")
+    table.add_argument("--case", default="", help="only the cases whose name holds this text, such as MR")
+    table.add_argument("--small", type=int, metavar="N", help="cases of 1/N of the size, to see that it works")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -33,9 +41,11 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError, ValueError, OSError: with what to put right.
     """
+    if args.parts == [TABLE]:
+        return _table(args)
     parts = args.parts or list(PARTS)
     if not set(parts) <= set(PARTS):
-        raise UserError(f"the parts are {', '.join(PARTS)}, got {', '.join(parts)}")
+        raise UserError(f"the parts are {', '.join(PARTS)}, and by itself {TABLE}; got {', '.join(parts)}")
     shape = _shape(args.size)
     threads = _positive("--threads", args.threads, os.cpu_count() or 1)
     rounds = {part: _positive("--rounds", args.rounds, _ROUNDS[part]) for part in parts}
@@ -58,6 +68,44 @@ def main(args: argparse.Namespace) -> int:
             )
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Measures and prints case by case; a line a side."""
+    threads = _positive("--threads", args.threads, os.cpu_count() or 1)
+    rounds, samples = _positive("--rounds", args.rounds, 3), _positive("--samples", args.samples, 3)
+    smaller = _positive("--small", args.small, 1)
+    import torch
+
+    from ..sam.benchmark2d import CASES, SIDES, PlainPath, measure_case, random_models
+    from ..sam.device import choose_device
+    from ..sam.slice_segmenter import SliceSegmenter
+
+    cases = [case for case in CASES if args.case.lower() in case.name.lower()]
+    if not cases:
+        raise UserError(f"--case takes a part of {'; '.join(case.name for case in CASES)}; got {args.case!r}")
+    device = choose_device(args.device)
+    torch.set_num_threads(threads)
+    try:
+        ours, baseline = random_models(args.spec, device)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    plain = {"baseline": PlainPath(baseline), "unfused": PlainPath(ours), "fused": PlainPath(ours, fused=True)}
+    segmenter = SliceSegmenter(ours, "random", "random", device)
+    rows = []
+    for case in cases:
+        case = case if smaller == 1 else case.smaller(smaller)
+        row = measure_case(case, segmenter, plain, rounds, samples, threads, device)
+        rows.append(row.as_dict())
+        size = " x ".join(map(str, row.shape))
+        emit(f"{row.case}, {size}: {row.pairs} boxes on slices, {row.slices} slices; Dice {row.dice:.4f}")
+        for side in SIDES:
+            how = f"from {row.pairs_run} of {row.pairs}" if side in row.extrapolated else "run whole"
+            emit(f"  {side:9s} {row.seconds[side]:10.2f} s  {row.ratio[side]:7.1f} times  ({how})")
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    emit(f"{rows[-1]['spec']} in {rows[-1]['dtype']}, {threads} threads, {device}; random weights")
     return 0
 
 
