@@ -85,6 +85,8 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
     if spec.zoom:
         extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
         spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
+        if box is not None and look is None and extent < SMALL * spec.patch_size * spec.spacing_mm:
+            spacing = max(spec.spacing_mm / MAX_REFINING, extent / (WANTED * spec.patch_size))
     frame = _centred(grid, span, region, spacing, spec)
     if box is None and len(positive) and not any(holds(frame, p[None]) for p in positive):
         frame = _centred(grid, positive[-1:], positive[-1:], spacing, spec)  # they are too far apart: the newest counts
