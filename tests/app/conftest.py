@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.serving import Server, shipped_model, start, stop
+from tests.app.serving import Server, all_models, start, stop
 from tests.app.volumes import write_studies
 
 
@@ -20,7 +20,7 @@ def studies(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(studies, tmp_path_factory) -> Iterator[Server]:
-    running = start(studies, tmp_path_factory.mktemp("home"), *shipped_model())
+    running = start(studies, tmp_path_factory.mktemp("home"), *all_models(tmp_path_factory.mktemp("weights")))
     yield running
     stop(running)
 

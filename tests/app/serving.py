@@ -16,7 +16,10 @@ from pathlib import Path
 import requests
 from lib.benchmarks.servers import end_process_group
 
+from tests.sam.models2d import write_small_model
+
 MODEL = "fastsam3d"
+SLICE_MODEL = "repmedsam"
 APP = Path(__file__).resolve().parents[2] / "apps" / "fastsam3d"
 _START_SECONDS = 120
 _REQUEST_SECONDS = 120
@@ -26,6 +29,21 @@ def shipped_weights() -> str:
     """What `--conf weights` says for the model that the repository holds, whatever else was imported on this machine."""
     registry = json.loads((APP / "model" / "registry.json").read_text())
     return f"{MODEL}={registry['defaults'][MODEL]}"
+
+
+def shipped_slice_weights() -> str | None:
+    """Name of the weights for slices that the repository holds; None as long as it holds none."""
+    return json.loads((APP / "model" / "registry.json").read_text())["defaults"].get(SLICE_MODEL)
+
+
+def all_weights(folder: Path) -> str:
+    """As `shipped_weights`, and for the model for slices; untrained ones, written into a folder, where none ship."""
+    return f"{shipped_weights()},{SLICE_MODEL}={shipped_slice_weights() or write_small_model(folder)}"
+
+
+def all_models(folder: Path) -> tuple[str, ...]:
+    """The `--conf` words for a server of the default model and of the model for slices, see `all_weights`."""
+    return ("models", f"{MODEL},{SLICE_MODEL},{SLICE_MODEL}_2d", "weights", all_weights(folder))
 
 
 def shipped_model() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.serving import Server, free_port, shipped_model, start, stop
+from tests.app.serving import Server, all_weights, free_port, shipped_model, start, stop
 from tests.clients import demo, phantom
 from tests.needs import need
 
@@ -38,5 +38,6 @@ def folder_server(phantoms, tmp_path_factory) -> Iterator[Server]:
 def ohif_demo(phantoms, tmp_path_factory) -> Iterator[demo.Demo]:
     """Orthanc with the phantom's series, and the server on it, as `make demo-ohif` starts them."""
     need(demo.missing())
-    with demo.running(phantoms / "dicom", tmp_path_factory.mktemp("demo"), free_port()) as running:
+    weights, folder = all_weights(tmp_path_factory.mktemp("weights")), tmp_path_factory.mktemp("demo")
+    with demo.running(phantoms / "dicom", folder, free_port(), weights) as running:
         yield running

@@ -55,8 +55,11 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def running(dicom: Path, folder: Path, port: int) -> Iterator[Demo]:
+def running(dicom: Path, folder: Path, port: int, weights: str | None = None) -> Iterator[Demo]:
     """Starts the demonstration, the server on a port that is free, with its files in a folder; stops it at the end.
+
+    Args:
+        weights: for `--conf weights`; None for the default model's that ship.
 
     Raises:
         RuntimeError: it ended or did not get ready; with the end of its log.
@@ -66,7 +69,7 @@ def running(dicom: Path, folder: Path, port: int) -> Iterator[Demo]:
     env = environment(folder / "home")
     Path(env["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(demo_ohif.ROOT / "scripts" / "demo_ohif.py"), "--dicom", str(dicom)]
-    command += ["--port", str(port), "--folder", str(folder / "work"), "--weights", shipped_weights()]
+    command += ["--port", str(port), "--folder", str(folder / "work"), "--weights", weights or shipped_weights()]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=folder

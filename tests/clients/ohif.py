@@ -129,6 +129,10 @@ class Viewer:
         page.wait_for_function("() => !!services.segmentationService.getLabelmapVolume('1')")
         page.wait_for_timeout(1500)  # OHIF sets the colours a second after it is connected
         page.click("label.tab-label:has-text('Point Prompts')")
+        self.take(model)
+
+    def take(self, model: str) -> None:
+        """Chooses a model of the Point Prompts tab."""
         self._tab.locator("select.selectBox").select_option(model)
 
     def choose(self, label: str) -> None:

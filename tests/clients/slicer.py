@@ -69,6 +69,11 @@ class Slicer:
         }
         if roi:
             params["roi"] = roi
+        if self.info["models"][self.model]["dimension"] == 2:
+            # The slice of the last point; its other points stay at home. Without a point there is no slice.
+            at = clicks[-1].ijk[2] if clicks else None
+            params |= {key: [p for p in params[key] if p[2] == at] for key in ("foreground", "background")}
+            params["slice"] = at
         for key, value in self.info["models"][self.model]["config"].items():
             params[key] = value[0] if isinstance(value, list) else value
         params |= {"result_extension": EXTENSION, "result_dtype": "uint8"}
