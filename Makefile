@@ -17,7 +17,7 @@ SAMPLES := sample-data/out
 STUDIES := build/demo-studies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev sample-data demo demo-ohif debian-packages test lint format doctor clean distclean
+.PHONY: help setup setup-dev sample-data demo demo-ohif debian-packages test fuzz faults lint format doctor clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ debian-packages:  ## Orthanc and Chromium for the end-to-end tests, where root m
 
 test: setup-dev debian-packages  ## every test (tests that need a missing program say so and skip)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: setup-dev  ## 10,000 hostile requests to a server of its own (half an hour)
+	@$(BIN)/python scripts/fuzz.py
+
+faults: setup-dev  ## kill -9 of a server under load, 20 times
+	@$(BIN)/python scripts/fuzz.py --kills 20
 
 lint: setup-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,0 +1,79 @@
+"""Some hundred hostile requests to a real server; `make fuzz` sends ten thousand."""
+
+from __future__ import annotations
+
+import os
+import statistics
+
+import psutil
+import pytest
+import requests
+
+from tests.app.fuzzing import Fuzzer
+from tests.app.serving import Server, shipped_model, start, stop
+from tests.app.trees import tree_hash
+from tests.app.volumes import CENTRE_IJK, save, scan
+
+pytestmark = pytest.mark.e2e
+
+COUNT = int(os.environ.get("FASTSAM3D_FUZZ", "250"))
+SEED = int(os.environ.get("FASTSAM3D_FUZZ_SEED", "1"))
+GROWTH = 1.10
+_PARTS = 10
+
+
+def memory(server: Server) -> int:
+    """Bytes that the server's processes hold."""
+    top = psutil.Process(server.process.pid)
+    return sum(process.memory_info().rss for process in [top, *top.children(recursive=True)])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "studies").mkdir()
+    for n in (1, 2):
+        save(folder / "studies" / f"case{n}.nii.gz", scan(n))
+    (folder / "victim").mkdir()
+    (folder / "victim" / "secret.nii.gz").write_bytes((folder / "studies" / "case1.nii.gz").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fuzzed(world, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    running = start(world / "studies", home, *shipped_model(), "upload_gb", "0.05", "cache_gb", "0.3")
+    yield running
+    stop(running)
+
+
+def test_hostile_requests(fuzzed, world):
+    fuzzer = Fuzzer(fuzzed.get("/openapi.json").json(), SEED)
+    outside = tree_hash(world, [world / "studies"])
+    statuses: dict[int, int] = {}
+    failed, sizes = [], []
+    for number in range(COUNT):
+        sent = fuzzer.next()
+        try:
+            status = requests.request(sent.method, fuzzed.url + sent.path, **sent.options).status_code
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, UnicodeError):
+            continue  # the client's library itself refuses to send it
+        except requests.RequestException as error:
+            status = 599
+            failed.append(f"{sent}: {error!r}")
+        statuses[status] = statuses.get(status, 0) + 1
+        if status >= 500:
+            failed.append(f"{number}: {status} {sent}")
+        if number % max(1, COUNT // 100) == 0:
+            sizes.append(memory(fuzzed))
+    print(f"{sum(statuses.values())} requests, answers {dict(sorted(statuses.items()))}")  # noqa: T201
+    print(f"memory {sizes[0] >> 20} MiB first, {max(sizes) >> 20} most, {sizes[-1] >> 20} last")  # noqa: T201
+    assert failed == []
+    assert tree_hash(world, [world / "studies"]) == outside
+    assert statuses.get(200, 0) > COUNT // 20  # not everything was refused at the door
+    click = {"foreground": [list(CENTRE_IJK)]}
+    assert fuzzed.infer("case1", click, output="json").status_code in (200, 404)  # 404: a request deleted it
+    warm = len(sizes) // _PARTS  # models, readers and the cache are loaded by then
+    if COUNT >= 2000:
+        early, late = (statistics.median(part) for part in (sizes[warm : 2 * warm], sizes[-warm:]))
+        assert late <= GROWTH * early, (early, late)
