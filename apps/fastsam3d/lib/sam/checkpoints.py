@@ -186,14 +186,14 @@ def _traits_of(spec: EncoderSpec) -> Traits:
 
 def _recognise_2d(encoder: Shapes, source: str) -> Sam2dSpec:
     """The first row for images whose encoder has exactly these tensors."""
-    expected = {name: part(expected_shapes(spec), ENCODER) for name, spec in SPECS_2D.items()}
-    found = next((name for name, shapes in expected.items() if shapes == encoder), None)
+    found = next((s for s in SPECS_2D.values() if part(expected_shapes(s), ENCODER) == encoder), None)
     if found is None:
+        expected = {name: part(expected_shapes(spec), ENCODER) for name, spec in SPECS_2D.items()}
         nearest = max(expected, key=lambda name: len(encoder.items() & expected[name].items()))
         raise WeightsError(
             f"{source} fits no known model for images. Nearest is {nearest}: {differences(encoder, expected[nearest])}"
         )
-    return SPECS_2D[found]
+    return found
 
 
 def _refuse_vit_2d(state: Mapping[str, Tensor], source: str) -> None:
