@@ -35,8 +35,10 @@ from .pretrain import save_atomic, unroll
 
 logger = logging.getLogger(__name__)
 
-_VALIDATED = 8
+_VALIDATED = 6
 _VALIDATION_CLICKS = 3
+_LOSS_WEIGHT = 2.0
+_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,16 @@ class FinetuneConfig:
 
     minutes: float = 8.0
     epochs: int = 40
-    steps_per_epoch: int = 15
-    learning_rate: float = 2e-4
+    steps_per_epoch: int = 20
+    learning_rate: float = 1e-4
     weight_decay: float = 0.1
     warmup_steps: int = 15
     clip: float = 1.0
     freeze_encoder: bool = False
     batch: int = 1
-    objects: int = 3
-    keep: int = 2
-    rounds: tuple[tuple[float, int], ...] = ((0.6, 2), (0.3, 3), (0.1, 5))
+    objects: int = 2
+    keep: int = 3
+    rounds: tuple[tuple[float, int], ...] = ((0.5, 2), (0.4, 3), (0.1, 5))
     box_share: float = 0.2
     uniform_share: float = 0.3
     repeat_share: float = 0.35
@@ -83,7 +85,7 @@ class FinetuneConfig:
     cube: int = 96
     rehearsal: float = 0.25
     rehearsal_cases: int = 8
-    patches: int = 10
+    patches: int = 8
     ema: float = 0.97
     patience: int = 12
     seed: int = 1
@@ -171,7 +173,8 @@ class Finetuning:
         self.model = model.to(self.device, memory_format=torch.channels_last_3d).train().requires_grad_(True)
         self.model.image_encoder.requires_grad_(not config.freeze_encoder)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.best = {k: v.clone() for k, v in self.average.items()}
+        self.start = {k: v.clone() for k, v in self.average.items()}
+        self.best = self.start
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -184,6 +187,7 @@ class Finetuning:
         self.half = config.half and has_bfloat16(self.device)
         self.step, self.seconds, self.begun, self.clock = 0, 0.0, time.monotonic(), 0.0
         self.rows: list[dict] = []
+        self.known = 0.0
         self.losses: list[float] = []
         self.done = False
 
@@ -192,10 +196,9 @@ class Finetuning:
         """The resumable state."""
         return self.folder / "checkpoint.pt"
 
-    @property
-    def best_dice(self) -> float:
-        """Best validation so far; 0 before the first."""
-        return max((row["dice"] for row in self.rows), default=0.0)
+    def _score(self, dice: float, known: float) -> float:
+        """What the best epoch has most of: Dice on the annotated structures, and no loss on what was known."""
+        return dice - _LOSS_WEIGHT * max(0.0, self.known - known)
 
     def save(self) -> None:
         """Writes the checkpoint (first process)."""
@@ -203,6 +206,7 @@ class Finetuning:
             return
         state = {
             "step": self.step, "seconds": self._elapsed(), "rows": json.dumps(self.rows), "done": self.done,
+            "known": self.known,
             "model": self.model.state_dict(), "average": self.average, "best": self.best,
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
@@ -217,7 +221,7 @@ class Finetuning:
         self.average, self.best = state["average"], state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
-        self.rows = json.loads(state["rows"])
+        self.rows, self.known = json.loads(state["rows"]), state["known"]
         return True
 
     def run(self) -> dict[str, Tensor]:
@@ -231,8 +235,10 @@ class Finetuning:
         if self.done:
             return self.best
         self.begun, self.clock = time.monotonic(), self.seconds
+        if not self.rows:
+            self.known = self.validate(self.start)[1]
         engine = Engine(self._train_step)
-        stopper = EarlyStopping(self.config.patience, lambda _: self.rows[-1]["dice"], engine)
+        stopper = EarlyStopping(self.config.patience, lambda _: self.rows[-1]["score"], engine)
         board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.rank == 0 else None
 
         @engine.on(Events.ITERATION_COMPLETED)
@@ -241,12 +247,13 @@ class Finetuning:
                 board.add_scalar("loss/step", engine.state.output, self.step)
             if self.minutes and self.clock > 60 * self.minutes:
                 engine.terminate()
-                if len(self.losses) > 1:
+                if self.losses:
                     self._finish_epoch(board)
 
         @engine.on(Events.EPOCH_COMPLETED)
         def after_epoch(engine: Engine) -> None:
-            self._finish_epoch(board)
+            if self.losses:  # else the budget ended it at the same step
+                self._finish_epoch(board)
 
         engine.add_event_handler(Events.EPOCH_COMPLETED, stopper)
         left = self.config.epochs - self.step // self.config.steps_per_epoch
@@ -256,9 +263,27 @@ class Finetuning:
         finally:
             if board:
                 board.close()
-        self.done = True
+        self.best, self.done = self._blended(), True
         self.save()
         return self.best
+
+    def _blended(self) -> dict[str, Tensor]:
+        """The best average, drawn back towards the start as far as validation asks for (Wortsman et al. 2022, WiSE-FT).
+
+        What was learned grows with the share of the way, what is forgotten with its square; so a part of the way often has
+        most of the one and little of the other.
+        """
+        found = []
+        for share in _SHARES:
+            mixed = {
+                k: v.lerp(self.best[k], share) if v.is_floating_point() else self.best[k] for k, v in self.start.items()
+            }
+            found.append((self._score(*self.validate(mixed)), share, mixed))
+        score, share, mixed = max(found, key=lambda item: item[:2])
+        logger.info(
+            "%s: %.0f %% of the way from the served weights is best (score %.4f)", self.folder.name, 100 * share, score
+        )
+        return mixed
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
@@ -335,8 +360,9 @@ class Finetuning:
         """Image (1, channels, s, s, s) and occupancies (1, K, m, m, m) of a random patch or a cube of it."""
         c = self.config
         for _ in range(20):
-            rehearse = bool(self.patches.rehearsal) and draw.chance(c.rehearsal)
-            patch = Patch.read(draw.choice(list(self.patches.rehearsal if rehearse else self.patches.train)))
+            known = self.patches.rehearsal[: len(self.patches.rehearsal) - len(self._set_aside())]
+            rehearse = bool(known) and draw.chance(c.rehearsal)
+            patch = Patch.read(draw.choice(list(known if rehearse else self.patches.train)))
             size = self.spec.patch_size
             edge = c.cube if c.cube < size and draw.chance(c.cube_share) else size
             sample = varied(draw, cut(draw, patch, edge), c.objects, c.keep)
@@ -348,11 +374,13 @@ class Finetuning:
 
     def _finish_epoch(self, board: SummaryWriter | None) -> None:
         """Validates, keeps the best average, tells the caller and writes the checkpoint."""
-        dice = self.validate()
-        better = dice >= self.best_dice
+        dice, known = self.validate(self.average)
+        score = self._score(dice, known)
+        better = all(score >= row["score"] for row in self.rows)
         row = {
             "epoch": len(self.rows) + 1, "step": self.step, "loss": round(float(np.mean(self.losses)), 5),
-            "dice": round(dice, 5), "seconds": round(self._elapsed(), 1),
+            "dice": round(dice, 5), "known": round(known, 5), "score": round(score, 5),
+            "seconds": round(self._elapsed(), 1),
         }  # fmt: skip
         self.rows.append(row)
         self.losses = []
@@ -361,37 +389,50 @@ class Finetuning:
         if board:
             board.add_scalar("loss/epoch", row["loss"], self.step)
             board.add_scalar("dice/validation", row["dice"], self.step)
+            board.add_scalar("dice/known", row["known"], self.step)
             board.flush()
         self.save()
         if self.rank == 0:
             self.on_epoch(row)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean Dice over 1 to 3 clicks on patches of the training cases that training does not use; averaged weights.
+    def validate(self, weights: dict[str, Tensor]) -> tuple[float, float]:
+        """Mean Dice over 1 to 3 clicks: on annotated structures, and on what the served model knew.
 
-        It says when training has converged. Whether the model is better is for the gate, on other cases.
+        The first on patches of the training cases that training does not use, the second on the served model's steady
+        answers there and on generated anatomy that is set aside. They say when training has converged and how far to go;
+        whether the model is better is for the gate, on other cases.
         """
         current = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
+        self.model.load_state_dict(weights)
         self.model.eval()
-        scores = []
-        for n, path in enumerate(self.patches.validation[:_VALIDATED]):
+        learned, known = [], []
+        for n, path in enumerate([*self.patches.validation[:_VALIDATED], *self._set_aside()]):
             patch = Patch.read(path)
-            torch.manual_seed(n)
             target = pick_targets(Draw(n), torch.from_numpy(patch.label).long(), 2)
+            kept = torch.from_numpy(patch.kept[[k for k in range(len(patch.kept)) if (patch.kept[k] > 32).sum() > 1]])[
+                :2
+            ]
+            count, target = len(target), torch.cat([target, kept]) if len(target) else kept
             if not len(target):
                 continue
+            torch.manual_seed(n)
             image = torch.from_numpy(patch.image).float()[None].to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                 outs = unroll(
                     self.model, image, target[None].to(self.device) / 64, _VALIDATION_CLICKS, False, True, 0.0
                 )
             truth = (target[:, None] > 32).to(self.device)
-            scores += [float(_dice(logits > 0, truth).mean()) for logits, _ in outs]
+            scores = torch.stack([_dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
+            (learned if n < len(self.patches.validation[:_VALIDATED]) else known).extend(scores[:count])
+            known += scores[count:]
         self.model.load_state_dict(current)
         self.model.train()
-        return float(np.mean(scores)) if scores else 0.0
+        return float(np.mean(learned or [0.0])), float(np.mean(known or [0.0]))
+
+    def _set_aside(self) -> tuple[Path, ...]:
+        """The generated cases that only validation sees: a quarter of them."""
+        return self.patches.rehearsal[len(self.patches.rehearsal) - len(self.patches.rehearsal) // 4 :]
 
 
 def _dice(pred: Tensor, truth: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ import torch
 
 from ..anatomy.generator import generate
 from ..clicks import next_click
-from ..geometry import PatchFrame
+from ..geometry import Grid, PatchFrame
 from ..intensity import normalise, padding_floor
-from ..placement import look_again, place_patch
+from ..placement import LARGE, MAX_REFINING, Look, look_again, place_patch
 from ..preprocess import network_input
 from ..probing import answer_cells
 from ..prompts import Click, Prompts
@@ -32,8 +32,9 @@ from .cases import LabelledCase, read_case
 from .data import occupancy
 
 PATCH_LIMIT_BYTES = 4 * 2**30
+LOOKS = ("none", "wrong", "right")
 _RULES = ("ritm", "random")
-_TRIES = 4
+_TRIES = 6
 _STEADY = 0.5
 _LARGEST_SHARE = 0.4
 
@@ -128,27 +129,33 @@ def cut_case(
     present = rng.permutation(present[present > 0])
     for n in range(count if len(present) else 0):
         target = label == present[n % len(present)]
-        frame = place(target, volume.grid, served.spec, rng, look=n // len(present) % 2 == 1)
+        frame = place(target, volume.grid, served.spec, rng, LOOKS[n // len(present) % len(LOOKS)])
         image = network_input(volume.array, frame, floor, served.spec.intensity)
         cut = frame.crop(label, order=0)
         kept = keep_masks(served, image, cut, frame.inside(), keep, rng)
         yield Patch(image.astype(np.float16), cut, kept)
 
 
-def place(target: np.ndarray, grid, spec: SamSpec, rng: np.random.Generator, look: bool) -> PatchFrame:
-    """The patch that serving places for a click on the object, or for one after a first look that saw the object right.
+def place(target: np.ndarray, grid: Grid, spec: SamSpec, rng: np.random.Generator, look: str) -> PatchFrame:
+    """The patch that serving places for a click on the object.
 
     Args:
-        target: (I, J, K) bool, not empty. look: the second kind, where the spec zooms and the look asks for it.
+        target: (I, J, K) bool, not empty.
+        look: how the first look went, where the spec zooms: "none" there was nothing to change; "right" it saw the whole
+            object; "wrong" it saw anything, so that the patch has some spacing between finest and coarser.
     """
     box = bounding_box(target)
     inner = target[box]
     rule = _RULES[int(rng.random() < 0.5)]
     click = next_click(np.zeros_like(inner), inner, rng, rule, tuple(float(s) for s in grid.spacing_mm))
-    prompts = Prompts((Click(tuple(c + s.start for c, s in zip(click.ijk, box))),))
+    ijk = tuple(c + s.start for c, s in zip(click.ijk, box))
+    prompts = Prompts((Click(ijk),))
     frame = place_patch(grid, prompts, spec)
-    if not (look and spec.zoom):
+    if look == "none" or not spec.zoom:
         return frame
+    if look == "wrong":
+        spacing = spec.spacing_mm * float(np.exp(rng.uniform(-np.log(MAX_REFINING), np.log(LARGE))))
+        return place_patch(grid, prompts, spec, Look(ijk, ijk, spacing))
     cells = occupancy(torch.from_numpy(frame.crop(target.view(np.uint8), order=0) > 0)).numpy()
     seen = look_again(frame, cells > 0.5, spec)
     return frame if seen is None else place_patch(grid, prompts, spec, seen)

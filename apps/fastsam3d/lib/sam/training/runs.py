@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 RUNS = "runs"
 STATUS = "status.json"
 _LOCK = ".lock"
-_MASKS_KEPT = 3
+_MASKS_KEPT = 4
 
 
 class BusyError(RuntimeError):
