@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from make import write_nifti
+from make import write_json, write_nifti
 from phantom import LABELS
 from scipy import ndimage
 
@@ -47,6 +47,8 @@ def main(argv=None):
         truth = np.asarray(nib.load(args.studies / "labels" / "final" / path.name).dataobj)
         for name, mask in (("body", body(np.asarray(image.dataobj))), ("lungs", lungs(truth))):
             write_nifti(args.out / name / path.name, mask.astype(np.uint8), image.affine)
+    for name in ("body", "lungs"):
+        write_json(args.out / name / "labels.json", {"1": name})
     return 0
 
 

@@ -11,6 +11,9 @@ import pytest
 from lib.cli import main
 from lib.sam.evaluation.models import changed_spec
 from lib.sam.zoo import get_spec
+from PIL import Image
+
+from tests.sam.models2d import write_small_model
 
 KEYS = {
     "case",
@@ -194,6 +197,38 @@ def test_the_apps_own_models(data, protocol):
     (row,) = rows_of(data, protocol)
     assert row["model"] == "fastsam3d" and row["box"] is not None
     assert (row["clicks"] == [1] and row["dice"][0] > 0.6) if protocol == "points" else row["clicks"] == []
+
+
+def test_models_for_images_on_slices_and_photographs(data, tmp_path):
+    """With untrained weights: where the masks lie, not how good they are."""
+    weights = str(write_small_model(tmp_path / "weights"))
+    image, labels = scan()
+    for name, shape in (("a.nii.gz", None), ("p.png", (30, 42, 3)), ("q.npz", (30, 42, 3))):
+        if shape is None:
+            save(data / "labels" / name, np.where(labels == 7, labels, 0)[:, :, 8:12])
+            save(data / "images" / name, image[:, :, 8:12])
+            continue
+        rng = np.random.default_rng(1)
+        pixels, truth = rng.integers(0, 255, shape, dtype=np.uint8), np.zeros(shape[:2], np.uint8)
+        truth[4:12, 20:35] = 7
+        if name.endswith(".png"):
+            Image.fromarray(pixels).save(data / "images" / name)
+            Image.fromarray(truth).save(data / "labels" / name)
+        else:
+            np.savez(data / "images" / name, imgs=pixels)
+            np.savez(data / "labels" / name, gts=truth)
+    more = ["--weights", weights, "--protocol", "box2d", "--save-masks"]
+    assert evaluate(data, *more, model="repmedsam") == 0
+    rows = {row["case"]: row for row in rows_of(data)}
+    assert set(rows) == {"a", "p", "q"} and all(row["clicks"] == [] and row["box"] for row in rows.values())
+    assert rows["p"]["box"] == rows["q"]["box"]  # the same pixels, from two kinds of file
+    mask = np.asarray(nib.load(data / "out" / "masks" / "p_7_repmedsam_box.nii.gz").dataobj)[..., 0].T > 0
+    truth = np.zeros((30, 42), bool)
+    truth[4:12, 20:35] = True
+    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert mask.any() and dice == pytest.approx(rows["p"]["box"]["dice"], abs=1e-4)
+    assert evaluate(data, "--weights", weights, "--clicks", "1", "--only", "7", out="clicks", model="repmedsam") == 3
+    assert {r["case"] for r in rows_of(data, "clicks")} == {"a"}  # a photograph takes boxes only, one at a time
 
 
 def test_two_processes_give_what_one_gives(data):

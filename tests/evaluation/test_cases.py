@@ -6,8 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from lib.sam.evaluation.cases import Case, find_cases, label_names, modality_name, pair_folders, parse_names
-from lib.sam.npz_io import read_labels, read_scan
+from lib.sam.evaluation.scans import flat_image, read_labels, read_scan
 from lib.sam.volume_io import VolumeError
+from PIL import Image
 
 
 def touch(*paths):
@@ -105,3 +106,22 @@ def test_voxels_that_are_no_numbers_are_counted(tmp_path):
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
     np.savez(tmp_path / "a.npz", imgs=array)
     assert read_scan(tmp_path / "a.nii").nonfinite == 2 == read_scan(tmp_path / "a.npz").nonfinite
+
+
+def test_flat_images_are_volumes_of_one_slice(tmp_path):
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)  # height, width
+    values = (np.arange(35).reshape(5, 7) % 3).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "p.png")
+    Image.fromarray(values).save(tmp_path / "v.png")
+    np.savez(tmp_path / "p.npz", imgs=colours, gts=values)
+    for scan, labels in (("p.png", "v.png"), ("p.npz", "p.npz")):
+        grey, truth = read_scan(tmp_path / scan), read_labels(tmp_path / labels)
+        assert grey.array.shape == (7, 5, 1) == truth.array.shape and grey.grid == truth.grid
+        assert truth.array[6, 2, 0] == values[2, 6]
+        assert abs(int(grey.array[6, 2, 0]) - colours[2, 6].mean()) <= 0.5
+        np.testing.assert_array_equal(flat_image(tmp_path / scan), colours)
+    with pytest.raises(VolumeError, match="one number"):
+        read_labels(tmp_path / "p.png")
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), tmp_path / "v.nii")
+    assert flat_image(tmp_path / "v.nii") is None

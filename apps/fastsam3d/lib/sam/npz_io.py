@@ -1,8 +1,8 @@
 """Scans and labels of the CVPR "segment anything in medical images" challenges: NumPy archives.
 
-An archive holds `imgs` (D, H, W), often `gts` of the same shape, and `spacing` (x, y, z) in mm, the order in which ITK
-gives it (the challenge's own surface metric takes it in the order of the array). The scan's voxel order is (W, H, D) = (x, y, z). Archives
-carry no position in space; axes are taken as those of ITK (left, posterior, superior).
+An archive holds `imgs` (D, H, W), or (H, W) or (H, W, 3) for one image, often `gts`, and `spacing` (x, y, z) in mm, the
+order in which ITK gives it (the challenge's own surface metric takes it in the order of the array). The voxel order here
+is (W, H, D) = (x, y, z). Archives carry no position in space; axes are taken as those of ITK (left, posterior, superior).
 """
 
 from __future__ import annotations
@@ -15,25 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .grid import Grid
-from .volume_io import MAX_BYTES, TooLargeError, Volume, VolumeError, read_volume
-
-
-def read_scan(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
-    """`read_volume` that also reads the scan of an .npz archive.
-
-    Raises:
-        VolumeError: as `read_volume`; for an archive without a three-dimensional `imgs`, or with pickled content in it.
-    """
-    return _read(Path(path), "imgs", max_bytes) if str(path).lower().endswith(".npz") else read_volume(path, max_bytes)
-
-
-def read_labels(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
-    """`read_volume` that also reads the label map `gts` of an .npz archive.
-
-    Raises:
-        VolumeError: as `read_scan`.
-    """
-    return _read(Path(path), "gts", max_bytes) if str(path).lower().endswith(".npz") else read_volume(path, max_bytes)
+from .volume_io import MAX_BYTES, TooLargeError, Volume, VolumeError
 
 
 def holds(path: Path, key: str) -> bool:
@@ -45,7 +27,53 @@ def holds(path: Path, key: str) -> bool:
         return False
 
 
-def _read(path: Path, key: str, max_bytes: int) -> Volume:
+def read_npz(path: str | os.PathLike, key: str, max_bytes: int = MAX_BYTES) -> Volume:
+    """Reads one array of an archive: a volume, or a flat image as a volume of one slice (colours become their mean).
+
+    Raises:
+        TooLargeError: the array takes more than max_bytes.
+        VolumeError: no whole archive, no such array, pickled content, or no numbers of two or three axes.
+    """
+    path = Path(path)
+    array, spacing = _arrays(path, key, max_bytes)
+    if is_flat(array):
+        array = (array.mean(axis=2).round().astype(array.dtype) if array.ndim == 3 else array)[None]
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise VolumeError(f"{path.name}: {key} must be numbers (depth, height, width), got {array.shape} {array.dtype}")
+    if spacing.shape != (3,):
+        raise VolumeError(f"{path.name}: spacing must be three numbers in mm, got shape {spacing.shape}")
+    array = array.astype({"b": np.uint8, "f": np.float32}.get(array.dtype.kind, array.dtype)).transpose(2, 1, 0)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        finite = array[np.isfinite(array)]
+        if not finite.size:
+            raise VolumeError(f"{path.name}: {key} needs at least one finite value, all {bad} are NaN or infinite")
+        array = np.where(np.isfinite(array), array, finite.min())
+    warnings = (f"{bad} voxels were NaN or infinite and were set to the smallest value",) if bad else ()
+    try:
+        grid = Grid(array.shape, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
+    except ValueError as error:
+        raise VolumeError(f"{path.name}: {error}") from error
+    return Volume(array, grid, warnings, nonfinite=bad)
+
+
+def is_flat(array: np.ndarray) -> bool:
+    """Whether an array of an archive is one image, (H, W) or (H, W, 3), rather than a stack (D, H, W)."""
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3 and array.shape[0] > 3)
+
+
+def flat_pixels(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> np.ndarray | None:
+    """`imgs` of an archive as it is stored where it is one image, else None.
+
+    Raises:
+        VolumeError: as `read_npz`.
+    """
+    array, _ = _arrays(Path(path), "imgs", max_bytes)
+    return array if is_flat(array) else None
+
+
+def _arrays(path: Path, key: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The array, and the spacing (ones where there is none or it has another form, as for flat images)."""
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -55,27 +83,13 @@ def _read(path: Path, key: str, max_bytes: int) -> Volume:
             raise TooLargeError(f"{path.name}: {key} may take {max_bytes} bytes, it has {sizes[f'{key}.npy']}")
         with np.load(path, allow_pickle=False) as archive:
             array = archive[key]
-            spacing = np.asarray(archive["spacing"], dtype=np.float64) if "spacing.npy" in sizes else np.ones(3)
+            spacing = np.ones(3)
+            if "spacing.npy" in sizes and not is_flat(array):
+                spacing = np.asarray(archive["spacing"], dtype=np.float64)
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise VolumeError(f"{path.name}: not a whole .npz archive: {error}") from error
     except ValueError as error:
         if isinstance(error, VolumeError):
             raise
         raise VolumeError(f"{path.name}: {key} or spacing is not a plain array: {error}") from error
-    if array.ndim != 3 or array.dtype.kind not in "biuf":
-        raise VolumeError(f"{path.name}: {key} must be numbers (depth, height, width), got {array.shape} {array.dtype}")
-    if spacing.shape != (3,):
-        raise VolumeError(f"{path.name}: spacing must be three numbers in mm, got shape {spacing.shape}")
-    array = array.astype({"b": np.uint8, "f": np.float32}.get(array.dtype.kind, array.dtype)).transpose(2, 1, 0)
-    try:
-        grid = Grid(array.shape, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
-    except ValueError as error:
-        raise VolumeError(f"{path.name}: {error}") from error
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        finite = array[np.isfinite(array)]
-        if not finite.size:
-            raise VolumeError(f"{path.name}: {key} needs at least one finite value, all {bad} are NaN or infinite")
-        array = np.where(np.isfinite(array), array, finite.min())
-    warnings = (f"{bad} voxels were NaN or infinite and were set to the smallest value",) if bad else ()
-    return Volume(array, grid, warnings, nonfinite=bad)
+    return array, spacing

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..npz_io import holds
+from ..photo_io import SUFFIXES as PHOTOS
 
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", *PHOTOS)
 MODALITIES = ("CT", "MR", "PET", "US", "X-ray", "dermoscopy", "endoscopy", "fundus", "microscopy")
 """The modalities of RepMedSAM's table, in its order; others may be named too."""
 
@@ -132,7 +133,10 @@ def label_names(cases: list[Case], given: Path | None, folder: Path | None) -> d
         except ValueError as error:
             raise ValueError(f"{given} must map values to names, as {{'1': 'liver'}}: {error}") from error
     near = [folder] if folder else []
-    near += [p for case in cases[:1] for p in (case.labels.parent, case.image.parent, case.image.parent.parent)]
+    for case in cases[:1]:
+        near += [case.labels.parent, case.labels.parent.parent, case.image.parent]
+        if case.image.parent in case.labels.parents:  # MONAI Label studies
+            near.append(case.image.parent.parent)
     for place in near:
         for name in (_NAMES_FILE, "dataset.json"):
             try:

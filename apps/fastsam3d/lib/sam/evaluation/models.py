@@ -10,8 +10,8 @@ from pathlib import Path
 from .. import weights
 from ..device import choose_device
 from ..segmenter import VolumeSegmenter
-from ..slice_segmenter import SliceSegmenter
-from ..spec import Sam2dSpec, SamSpec
+from ..segmenters import load_segmenter
+from ..spec import SamSpec
 from .interface import Model, ModelError
 from .random_walker import RandomWalker
 from .remote import RemoteModel
@@ -50,15 +50,13 @@ def load_model(choice: ModelChoice) -> Model:
         return RemoteModel(choice.name)
     try:
         resolved = weights.resolve(choice.name, choice.model_dir, configured=choice.weights)
-        device = choose_device(choice.device)
-        network = weights.load_sam(resolved, device)
+        if isinstance(resolved.spec, SamSpec):
+            resolved = dataclasses.replace(resolved, spec=changed_spec(resolved.spec, choice.changes))
+        segmenter = load_segmenter(resolved, choose_device(choice.device))
     except (weights.WeightsError, KeyError) as error:
         raise ModelError(f"{choice.name}: {error}") from error
-    if isinstance(resolved.spec, Sam2dSpec):
-        return SliceModel(choice.name, SliceSegmenter(network, resolved.name, resolved.version, device))
-    spec = changed_spec(resolved.spec, choice.changes)
-    segmenter = VolumeSegmenter(network, spec, resolved.name, resolved.version, device)
-    return VolumeModel(choice.name, segmenter)
+    kind = VolumeModel if isinstance(segmenter, VolumeSegmenter) else SliceModel
+    return kind(choice.name, segmenter)
 
 
 def model_version(choice: ModelChoice) -> str:

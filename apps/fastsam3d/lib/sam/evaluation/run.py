@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from ..files import plain_name, write_text
-from ..npz_io import read_scan
 from ..session import SessionStore, content_identity
 from ..volume_io import VolumeError
 from .cases import Case, Problem
 from .interface import Model, ModelError
 from .models import ModelChoice, load_model
+from .scans import read_scan
 from .score import Result, Settings, Structure, examine, score
 
 _CASES = "cases"

@@ -15,7 +15,6 @@ from ..geometry import PatchFrame
 from ..grid import Grid
 from ..mask_io import write_mask
 from ..metrics import TOLERANCE_MM, dice, surface_dice
-from ..npz_io import read_labels
 from ..sampling import bounding_box
 from ..session import ImageSession, SessionStore
 from ..volume_io import Volume, VolumeError
@@ -25,6 +24,7 @@ from .grids import apart_mm
 from .interface import Model, ModelError
 from .pictures import render
 from .protocols import BOX, Step, box_step, challenge_box, click_steps, slices_step, tight_box
+from .scans import read_labels
 
 PUBLISHED_SIZE, PUBLISHED_SPACING_MM = 128, 1.5
 PARTS = ("all", "largest")

@@ -1,4 +1,4 @@
-"""The app's models for images: one slice by its own box, or an object followed through a stack."""
+"""The app's models for images: a photograph, one slice by its own box, or an object followed through a stack."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from ..prompts import Prompts
 from ..session import ImageSession
 from ..slice_segmenter import SliceOptions, SliceSegmenter
-from .interface import Answer, Ask
+from .interface import Answer, Ask, ModelError
+from .scans import flat_image
 
 
 class SliceModel:
@@ -23,7 +26,19 @@ class SliceModel:
 
     @contextmanager
     def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
-        """See `Model.open`; nothing is done before the first prompt."""
+        """See `Model.open`. Photographs are asked in their colours, by boxes."""
+        pixels = flat_image(path)
+
+        def ask_photo(prompts: Prompts) -> Answer:
+            if prompts.box is None or prompts.clicks:
+                raise ModelError(f"{self.name} takes one box at a time on a photograph; use --protocol box2d")
+            begin = time.perf_counter()
+            box = [*prompts.box.low_ijk[:2], *prompts.box.high_ijk[:2]]
+            answer = self.segmenter.segment_image(pixels, np.array([box]))[0]
+            mask = np.zeros(session.volume.grid.shape, dtype=bool)
+            (y, x), (h, w) = answer.corner, answer.mask.shape
+            mask[x : x + w, y : y + h, 0] = answer.mask.T
+            return Answer(mask, time.perf_counter() - begin)
 
         def ask(prompts: Prompts) -> Answer:
             begin = time.perf_counter()
@@ -32,7 +47,7 @@ class SliceModel:
             result = self.segmenter.segment(session, prompts, SliceOptions(single=thin))
             return Answer(result.full_mask().view(bool), time.perf_counter() - begin, result.warnings)
 
-        yield ask
+        yield ask if pixels is None else ask_photo
 
     def uncertainty(self, session: ImageSession, prompts: Prompts) -> None:
         """It has none to offer."""
