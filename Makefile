@@ -45,7 +45,7 @@ demo: $(STUDIES)  ## the server with the default model on 127.0.0.1:8000, for 3D
 demo-ohif: sample-data  ## Orthanc with the DICOM sample, the server on it, and the address of OHIF
 	@exec $(BIN)/python scripts/demo_ohif.py --dicom $(SAMPLES) --port $(strip $(PORT))
 
-debian-packages:  ## Orthanc and Chromium for the end-to-end tests, where root may install them
+debian-packages:  ## Orthanc, Chromium and nginx for the end-to-end tests, where root may install them
 	@sh scripts/debian_packages.sh
 
 test: setup-dev debian-packages  ## every test (tests that need a missing program say so and skip)

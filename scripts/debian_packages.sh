@@ -2,16 +2,17 @@
 # Installs what the end-to-end tests and `make demo-ohif` use from Debian or Ubuntu, where that is possible; otherwise
 # says what will be skipped. Never fails: the tests that need a missing program skip and give the reason.
 #
-#   sh scripts/debian_packages.sh [orthanc] [chromium]        default: both
+#   sh scripts/debian_packages.sh [orthanc] [chromium] [nginx]        default: all
 
 missing=""
-for part in ${*:-orthanc chromium}; do
+for part in ${*:-orthanc chromium nginx}; do
     case $part in
     orthanc)
         { command -v Orthanc >/dev/null 2>&1 || [ -x /usr/sbin/Orthanc ]; } || missing="$missing orthanc"
         [ -n "$(find /usr/share/orthanc/plugins /usr/lib/orthanc -name 'libOrthancDicomWeb.so*' 2>/dev/null)" ] ||
             missing="$missing orthanc-dicomweb"
         ;;
+    nginx) { command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ]; } || missing="$missing nginx-light" ;;
     chromium) command -v chromium >/dev/null 2>&1 || missing="$missing chromium" ;;
     esac
 done

@@ -339,6 +339,15 @@ def test_routes_that_fail_in_monai_label(server, method, path, status):
     assert requests.request(method, server.url + path, timeout=60).status_code == status
 
 
+@pytest.mark.parametrize("body", ['"\\ud800"', "[NaN]", "[1e999]", '"x"', "{", "[" * 100_000])
+def test_a_body_of_the_wrong_kind_is_a_4xx(server, body):
+    answer = requests.post(
+        f"{server.url}/activelearning/first", data=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert answer.status_code in (400, 422)
+    assert answer.json()["detail"]
+
+
 def test_a_page_of_another_site_may_not_change_or_read_anything(server):
     evil = {"Origin": "https://evil.example"}
     answer = requests.post(f"{server.url}/activelearning/first", json={}, headers=evil, timeout=60)

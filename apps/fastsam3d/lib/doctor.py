@@ -29,6 +29,7 @@ from .doctor_checks import (
     check_studies,
     check_weights,
 )
+from .doctor_security import strict_checks
 
 
 def guarded(name: str, check: Callable[[], Check | Iterable[Check]]) -> list[Check]:
@@ -40,13 +41,16 @@ def guarded(name: str, check: Callable[[], Check | Iterable[Check]]) -> list[Che
         return [Check(name, WARN, f"could not be checked: {type(error).__name__}: {error}", SETUP)]
 
 
-def run_checks(studies: str | None = None, port: int = 8000, model_dir: Path | None = None) -> list[Check]:
+def run_checks(
+    studies: str | None = None, port: int = 8000, model_dir: Path | None = None, strict: bool = False
+) -> list[Check]:
     """Run every check.
 
     Args:
         studies: folder or DICOMweb address to check as well, or None.
         port: port that the server would use.
         model_dir: folder of the app's weights; default: the app's own.
+        strict: whether this is an installation for several people, see `doctor_security`.
 
     Returns:
         The findings, in the order of the report.
@@ -61,6 +65,7 @@ def run_checks(studies: str | None = None, port: int = 8000, model_dir: Path | N
     checks += [("cache folder", lambda: check_folder("cache folder", home))]
     checks += [("studies", lambda: check_studies(studies))] if studies else []
     checks += [("port", lambda: check_port(port))]
+    checks += [("security", lambda: strict_checks(studies, port))] if strict else []
     return [finding for name, check in checks for finding in guarded(name, check)]
 
 
@@ -83,12 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--studies", help="a folder or a DICOMweb address to check as well")
     parser.add_argument("--port", type=int, default=8000, help="port that the server would use (default: %(default)s)")
+    parser.add_argument(
+        "--strict", action="store_true", help="also what docs/security.md asks of an installation for several people"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command; the exit status is 1 if something that is needed does not work, else 0."""
-    checks = run_checks(args.studies, args.port)
+    checks = run_checks(args.studies, args.port, strict=args.strict)
     failed = any(check.status == FAIL for check in checks)
     if args.json:
         text = json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2)

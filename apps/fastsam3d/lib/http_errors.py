@@ -13,6 +13,7 @@ import requests
 import torch
 from fastapi import HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from retrying import RetryError
@@ -79,6 +80,12 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": answer.detail}, status_code=answer.status_code)
 
 
+async def _answer_invalid(request: Request, error: RequestValidationError) -> Response:
+    """As FastAPI's, without what the client sent: it may hold what no JSON can (half a surrogate pair, NaN)."""
+    detail = [{key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()]
+    return Response(json.dumps({"detail": detail}, default=str), 422, media_type="application/json")
+
+
 async def _answer_full_disk(request: Request, error: OSError) -> JSONResponse:
     """Says that a disk is full; passes on every other OSError, which is a server's fault."""
     if error.errno not in _NO_ROOM:
@@ -106,6 +113,7 @@ def install_handlers() -> None:
         return
     for kind in EXPECTED:
         server.app.add_exception_handler(kind, _answer)
+    server.app.add_exception_handler(RequestValidationError, _answer_invalid)
     server.app.add_exception_handler(OSError, _answer_full_disk)
     server.app.add_exception_handler(StarletteHTTPException, _answer_oversized)
     server.app.middleware_stack = None
