@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lib import cli
-from lib.sam.benchmark2d import CASES, SIDES, PlainPath, phantom
+from lib.sam.benchmark2d import CASES, FORMS, SIDES, PlainPath, phantom
 from lib.sam.build import build_sam2d
 from lib.sam.slice_network import SlicePrompt
 from lib.sam.slice_segmenter import SliceSegmenter
@@ -74,6 +74,18 @@ def test_the_command_says_what_it_ran(tmp_path, capsys):
     assert row["ratio"]["ours"] == pytest.approx(row["seconds"]["baseline"] / row["seconds"]["ours"], rel=0.02)
     assert row["dice_pairs"] == 6
     assert "from 1 of" in capsys.readouterr().out
+
+
+def test_variants_are_compared_with_the_trained_form(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lib.sam.benchmark2d.BATCHES", (1, 2))
+    out = tmp_path / "variants.json"
+    words = ["repmedsam", "--variants", "--rounds", "1", "--spec", SMALL, "--threads", "1", "--json", str(out)]
+    assert cli.main(["benchmark", *words]) == 0
+    rows = json.loads(out.read_text())
+    assert [(row["name"], row["batch"]) for row in rows] == [(name, n) for name, *_ in FORMS for n in (1, 2)]
+    assert all(row["encode_ms"] > 0 and row["decode_ms"] > 0 for row in rows)
+    assert rows[0]["dice"] == 1 and all(row["dice"] > 0.95 for row in rows)
+    assert capsys.readouterr().out.count("\n") == len(rows)
 
 
 def test_the_table_stands_alone(capsys):

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--samples", type=int, help="boxes on slices that each other side runs a round (default: 3)")
     table.add_argument("--spec", default=TABLE, help="our network, with random weights (default: %(default)s, M2.3)")
     table.add_argument("--case", default="", help="only the cases whose name holds this text, such as MR")
+    table.add_argument(
+        "--variants", action="store_true", help="instead: forms, precisions and batch sizes of our network"
+    )
     table.add_argument("--small", type=int, metavar="N", help="cases of 1/N of the size, to see that it works")
 
 
@@ -91,6 +94,8 @@ def _table(args: argparse.Namespace) -> int:
         ours, baseline = random_models(args.spec, device)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
+    if args.variants:
+        return _variants(ours, rounds, device, args.json)
     plain = {"baseline": PlainPath(baseline), "unfused": PlainPath(ours), "fused": PlainPath(ours, fused=True)}
     segmenter = SliceSegmenter(ours, "random", "random", device)
     rows = []
@@ -106,6 +111,20 @@ def _table(args: argparse.Namespace) -> int:
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
     emit(f"{rows[-1]['spec']} in {rows[-1]['dtype']}, {threads} threads, {device}; random weights")
+    return 0
+
+
+def _variants(model: Any, rounds: int, device: Any, file: Path | None) -> int:
+    from ..sam.benchmark2d import measure_variants
+
+    rows = measure_variants(model, rounds, device)
+    for row in rows:
+        emit(
+            f"{row.name:17s} batch {row.batch:2d}  encode {row.encode_ms:7.1f} ms  decode {row.decode_ms:6.1f} ms of processor "
+            f"time a slice  Dice {row.dice:.4f}"
+        )
+    if file:
+        file.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
     return 0
 
 

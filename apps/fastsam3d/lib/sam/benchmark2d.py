@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from .build import Sam2D, build_sam2d
 from .networks.fuse import fuse
 from .propagation import SliceMask, follow
-from .slice_network import SlicePrompt
+from .slice_network import SliceNetwork, SlicePrompt
 from .slice_prompts import model_box
 from .slice_segmenter import SliceSegmenter, stack_plan
 from .slices import SliceFrame, preprocess_image
@@ -28,6 +29,8 @@ from .zoo import get_spec2d
 
 BASELINE, OURS = "litemedsam", "repmedsam"
 SIDES = ("baseline", "unfused", "fused", "ours")
+FORMS = (("trained, float32", False, False), ("fused, float32", True, False), ("fused, bfloat16", True, True))
+BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,44 @@ def measure_case(
     )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the network: milliseconds of processor time (of all threads) a slice and a box; the least of some.
+
+    Attributes:
+        name: form and precision. batch: slices at once, each with one box.
+        encode_ms, decode_ms: a slice; a box on it. dice: of its masks with those of the trained form in float32.
+    """
+
+    name: str
+    batch: int
+    encode_ms: float
+    decode_ms: float
+    dice: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_variants(model: Sam2D, rounds: int, device: torch.device | str = "cpu") -> list[Variant]:
+    """Forms, precisions and batch sizes of one network, on random images; processor time hardly depends on other work."""
+    images = np.random.default_rng(0).random((max(BATCHES), 3, *(model.spec.image_size,) * 2)).astype(np.float32)
+    prompts = [SlicePrompt((10.0, 20.0, 100.0 + 5 * n, 180.0)) for n in range(max(BATCHES))]
+    rows, reference = [], None
+    for name, fused, half in FORMS:
+        network = SliceNetwork(model, device, fused, half)
+        mask = network.decode(list(network.encode(images[:8])), prompts[:8])[0] > 0
+        reference = mask if reference is None else reference
+        dice = 2 * (mask & reference).sum() / max(1, mask.sum() + reference.sum())
+        for batch in BATCHES:
+            found = list(network.encode(images[:batch]))
+            encode = min(_processor_ms(partial(network.encode, images[:batch], batch)) for _ in range(rounds))
+            decode = min(_processor_ms(partial(network.decode, found, prompts[:batch], batch)) for _ in range(rounds))
+            rows.append(Variant(name, batch, round(encode / batch, 2), round(decode / batch, 2), round(float(dice), 4)))
+    return rows
+
+
 def random_models(spec: str = OURS, device: torch.device | str = "cpu") -> tuple[Sam2D, Sam2D]:
     """Ours and the baseline with random weights, in evaluation mode."""
     torch.manual_seed(0)
@@ -295,6 +336,12 @@ def _cropped(answer: SliceMask) -> SliceMask:
     rows, columns = np.flatnonzero(answer.mask.any(axis=1)), np.flatnonzero(answer.mask.any(axis=0))
     part = answer.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return replace(answer, mask=part, corner=(int(rows[0]), int(columns[0])))
+
+
+def _processor_ms(work: Callable[[], Any]) -> float:
+    begin = time.process_time()
+    work()
+    return 1000 * (time.process_time() - begin)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

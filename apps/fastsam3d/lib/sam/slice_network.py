@@ -20,8 +20,8 @@ from .networks.fuse import fused_encoder
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 8
-"""Slices encoded, and prompts decoded, at once; larger batches were no faster on a CPU."""
+ENCODE_BATCH, DECODE_BATCH = 8, 4
+"""Slices encoded, and prompts decoded, at once; with more of them a CPU was no faster (docs/benchmarks.md)."""
 
 SINGLE_CLICKS = 16
 """So many clicks of a slice are replayed one at a time; the rest all at once."""
@@ -82,19 +82,21 @@ class SliceNetwork:
         self.model.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: np.ndarray, batch: int = ENCODE_BATCH) -> Tensor:
         """Images (B, 3, S, S) float32 in [0, 1] -> the encoder's embeddings (B, out, g, g), before any enlargement."""
         pixels = torch.from_numpy(images).to(self.device, torch.bfloat16 if self.half else torch.float32)
-        batches = pixels.contiguous(memory_format=torch.channels_last).split(MAX_BATCH)
-        return torch.cat([self.model.image_encoder(batch) for batch in batches]).contiguous()
+        batches = pixels.contiguous(memory_format=torch.channels_last).split(batch)
+        return torch.cat([self.model.image_encoder(part) for part in batches]).contiguous()
 
     @torch.inference_mode()
-    def decode(self, embeddings: Sequence[Tensor], prompts: Sequence[SlicePrompt]) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, embeddings: Sequence[Tensor], prompts: Sequence[SlicePrompt], batch: int = DECODE_BATCH
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Answers prompts, each on the embedding of its slice.
 
         Args:
             embeddings: (out, g, g) of `encode`, one a prompt; where neighbours are the same tensor it is worked on once.
-            prompts: at least one.
+            prompts: at least one. batch: how many at once.
 
         Returns:
             logits (B, S, S) over the model's image and predicted IoU (B,), float32.
@@ -107,7 +109,7 @@ class SliceNetwork:
 
         for _, group in groupby(sorted(range(len(prompts)), key=form), form):
             members = list(group)
-            for chunk in (members[i : i + MAX_BATCH] for i in range(0, len(members), MAX_BATCH)):
+            for chunk in (members[i : i + batch] for i in range(0, len(members), batch)):
                 answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
                 logits[chunk], iou[chunk] = (x.cpu().numpy() for x in answer)
         return logits, iou

@@ -206,7 +206,8 @@ class Mix:
     """What a block of slices is made of.
 
     Attributes:
-        cases, slices: generated volumes, and slices of each. scans: slices of real scans. pictures: generated ones.
+        cases, slices: generated volumes, and slices of each. scans: slices of real scans, where there are any.
+        pictures: generated ones.
         own: slices of the user's folder. visits: how often each slice is varied and used.
     """
 
@@ -225,7 +226,7 @@ class ImageBatches(IterableDataset):
 
     Args:
         seed: of the stream. size: edge of the model's image. images: B. objects: K.
-        scans: real scans (none: more generated cases). own: the user's slices. start: index of the first batch.
+        scans: real scans (none: smaller blocks). own: the user's slices. start: index of the first batch.
     """
 
     def __init__(
@@ -243,7 +244,7 @@ class ImageBatches(IterableDataset):
         self.mix, self.scans, self.own, self.start = mix, scans, own, start
         if own is None and mix.own:
             raise ValueError("the recipe's mix has slices of your own (own > 0): name their folder with --data")
-        per_block = mix.cases * mix.slices + mix.scans + mix.pictures + mix.own
+        per_block = mix.cases * mix.slices + (mix.scans if scans else 0) + mix.pictures + mix.own
         self.length = max(1, per_block * mix.visits // images)
 
     def block(self, index: int) -> list[LabelledSlice]:
