@@ -1,4 +1,4 @@
-"""Send ten thousand hostile requests to a server of its own, or kill one under load; both are tests at full length.
+"""Send ten thousand hostile requests to a server of its own, or kill or load one: tests at full length.
 
 .venv/bin/python scripts/fuzz.py [--requests 10000] [--seed 1]       no 5xx, no growth of memory, no file outside touched
 .venv/bin/python scripts/fuzz.py --kills 20                          kill -9 under clicks and label saves: nothing is lost
@@ -21,11 +21,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000, help="how many requests (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the requests (default: %(default)s)")
     parser.add_argument("--kills", type=int, help="kill the server so many times instead")
+    parser.add_argument("--clients", type=int, help="let so many clients work at once instead")
     args = parser.parse_args()
     settings = {"FASTSAM3D_FUZZ": str(args.requests), "FASTSAM3D_FUZZ_SEED": str(args.seed)}
     test = ["tests/app/test_fuzz.py"]
     if args.kills:
         settings, test = {"FASTSAM3D_KILLS": str(args.kills)}, ["tests/app/test_faults.py", "-k", "kills"]
+    if args.clients:
+        settings, test = {"FASTSAM3D_CLIENTS": str(args.clients)}, ["tests/app/test_concurrency.py"]
     command = [sys.executable, "-m", "pytest", *test, "-q", "-s", "--timeout", str(_HOURS * 3600)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode
 

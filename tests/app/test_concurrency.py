@@ -1,9 +1,13 @@
 """Many clients at once get what each would get alone."""
 
+import os
 import threading
 
+import numpy as np
 import pytest
+import requests
 
+from tests.app.load import label_map, packed, unpacked
 from tests.app.volumes import CENTRE_IJK
 
 pytestmark = pytest.mark.e2e
@@ -29,3 +33,46 @@ def test_parallel_clicks_equal_serial_clicks(server):
         thread.join()
     assert together == alone
     assert len(set(alone)) > 1
+
+
+CLIENTS = int(os.environ.get("FASTSAM3D_CLIENTS", "8"))
+"""`scripts/fuzz.py --clients 32` takes more."""
+
+
+def test_clients_that_click_save_and_ask_for_the_next_image_at_once(server):
+    """Each client's masks are those of a serial run, and its labels come back as it sent them."""
+    jobs = [("case1", 0), ("case2", 1), ("case1", 2), ("case2", 3)]
+
+    def mask(image: str, shift: int) -> bytes:
+        params = {"foreground": [[c + shift for c in CENTRE_IJK]], "result_extension": ".nrrd"}
+        answer = server.infer(image, params, output="image")
+        answer.raise_for_status()
+        return answer.content
+
+    alone = [mask(*job) for job in jobs]
+    wrong: list[str] = []
+
+    def work(client: int) -> None:
+        try:
+            for turn in range(2):
+                number = 1 + client + 100 * turn
+                if mask(*jobs[(client + turn) % len(jobs)]) != alone[(client + turn) % len(jobs)]:
+                    wrong.append(f"client {client}: another mask than alone")
+                query, tag = {"image": jobs[client % 2][0], "tag": f"client{client}"}, f"client{client}"
+                files = {"label": ("l.nii.gz", packed(label_map(number)))}
+                requests.put(f"{server.url}/datastore/label", params=query, files=files, timeout=120).raise_for_status()
+                requests.post(f"{server.url}/activelearning/random", json={}, timeout=120).raise_for_status()
+                stored = server.get(f"/datastore/label?label={query['image']}&tag={tag}")
+                if not np.array_equal(unpacked(stored.content), label_map(number)):
+                    wrong.append(f"client {client}: another label than it sent")
+        except (requests.RequestException, OSError) as error:
+            wrong.append(f"client {client}: {error!r}")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    tags = server.get("/datastore/").json()["label_tags"]
+    assert {f"client{n}" for n in range(CLIENTS)} <= set(tags)
