@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "pretrain": Command("commands.pretrain:main", "train a model on generated anatomy"),
     "pretrain2d": Command("commands.pretrain2d:main", "train a model for images and slices, stage after stage"),
+    "distill": Command("commands.distill:main", "make a student of fewer layers from a teacher"),
     "finetune": Command("commands.finetune:main", "train the served model on your own annotations"),
     "ablate2d": Command("commands.ablate2d:main", "compare a distilled 2D encoder with one trained from scratch"),
     "evaluate": Command("commands.evaluate:main", "measure a model by simulated clicks"),

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
 
     from ..sam import weights
     from ..sam.device import choose_device
-    from ..sam.training.finetune import FinetuneConfig
+    from ..sam.training.finetune_config import FinetuneConfig
     from ..sam.training.runs import BusyError, Run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, str]:
-    from ..sam.training.finetune import FinetuneConfig
+    from ..sam.training.finetune_config import FinetuneConfig
 
     chosen = {} if args.minutes is None else {"minutes": args.minutes}
     for text in args.set:

@@ -71,6 +71,15 @@ _ROWS = (
     ),
 )
 
+_OURS = next(row for row in _ROWS if row.name == "fastsam3d_compact")
+_ROWS += (
+    # For distillation and its ablation: a teacher of 12 layers, students of 12 / m, and attention in every layer.
+    replace(_OURS, name="fastsam3d_compact_teacher", encoder=replace(_COMPACT, depth=12, feedforward_layers=())),
+    replace(_OURS, name="fastsam3d_compact_m1", encoder=replace(_COMPACT, depth=12)),
+    replace(_OURS, name="fastsam3d_compact_m3", encoder=replace(_COMPACT, depth=4)),
+    replace(_OURS, name="fastsam3d_compact_attention", encoder=replace(_COMPACT, feedforward_layers=())),
+)
+
 SPECS: dict[str, SamSpec] = {spec.name: spec for spec in _ROWS}
 
 _REPVIT = {  # widths and depths of the published RepViT family

@@ -16,7 +16,7 @@ from ..annotations import annotated_cases
 from ..sam import weights
 from ..sam.device import choose_device
 from ..sam.training.cases import LabelledCase
-from ..sam.training.finetune import FinetuneConfig
+from ..sam.training.finetune_config import FinetuneConfig
 from ..sam.training.runs import Run, note_failure, read_status
 
 logger = logging.getLogger(__name__)

@@ -12,14 +12,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from torch import Tensor
@@ -30,8 +28,10 @@ from ..build import Sam3D
 from ..device import has_bfloat16
 from ..losses import mask_loss
 from .data import pick_targets
-from .patches import Patch, PatchSet
-from .pretrain import save_atomic, unroll
+from .finetune_config import FinetuneConfig
+from .loop import cosine_rate, decay_groups, mean_over_processes, processes, save_atomic
+from .patches import Patch, PatchSet, cut, varied
+from .pretrain import unroll
 
 logger = logging.getLogger(__name__)
 
@@ -39,104 +39,6 @@ _VALIDATED = 6
 _VALIDATION_CLICKS = 3
 _LOSS_WEIGHT = 2.0
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How to fine-tune. Losses (Dice with squared denominators and cross-entropy), AdamW and flips are those of the
-    published recipe; what differs, and why, is in docs/training.md.
-
-    Attributes:
-        minutes: time budget of all trainings of a run, the gate not counted; 0 for none.
-        epochs, steps_per_epoch: at most so much; an epoch is a number of steps, as few cases make no epoch.
-        learning_rate, weight_decay, warmup_steps, clip: AdamW; cosine to zero over epochs or budget, whichever goes faster.
-        freeze_encoder: train prompt encoder and mask decoder only, as published.
-        batch: patches a step, over all processes.
-        objects: annotated objects a patch. keep: old answers beside them a patch.
-        rounds: (share, rounds) of the kinds of step. box_share, uniform_share, repeat_share: see PretrainConfig.
-        cube_share, cube: share of steps on cubes of that edge, cut around an annotated object, instead of whole patches.
-        rehearsal: share of steps on generated anatomy. rehearsal_cases: how many of its cases there are.
-        patches: cut from each case.
-        ema: decay of the averaged weights, which are validated and published.
-        patience: epochs without a better validation after which training ends.
-        seed: of everything.
-        half: bfloat16 where the device computes it natively. On a CPU such sums differ from run to run in the third digit;
-            in float32 a run repeats exactly.
-        structures: names to train; empty for all.
-        guard_cases: generated cases of the gate. gate_clicks: clicks of the gate.
-    """
-
-    minutes: float = 8.0
-    epochs: int = 40
-    steps_per_epoch: int = 20
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.1
-    warmup_steps: int = 15
-    clip: float = 1.0
-    freeze_encoder: bool = False
-    batch: int = 1
-    objects: int = 2
-    keep: int = 3
-    rounds: tuple[tuple[float, int], ...] = ((0.5, 2), (0.4, 3), (0.1, 5))
-    box_share: float = 0.2
-    uniform_share: float = 0.3
-    repeat_share: float = 0.35
-    cube_share: float = 0.4
-    cube: int = 96
-    rehearsal: float = 0.25
-    rehearsal_cases: int = 8
-    patches: int = 8
-    ema: float = 0.97
-    patience: int = 12
-    seed: int = 1
-    half: bool = True
-    structures: tuple[str, ...] = ()
-    guard_cases: int = 6
-    gate_clicks: int = 5
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("minutes", 0, 100_000), ("epochs", 1, 100_000), ("steps_per_epoch", 1, 100_000), ("learning_rate", 0, 1),
-            ("batch", 1, 4096), ("objects", 1, 64), ("keep", 0, 64), ("cube_share", 0, 1), ("rehearsal", 0, 1),
-            ("rehearsal_cases", 0, 1000), ("patches", 1, 1000), ("ema", 0, 1), ("patience", 1, 100_000),
-            ("guard_cases", 0, 1000), ("gate_clicks", 1, 50), ("box_share", 0, 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> FinetuneConfig:
-        """From texts and numbers of a client or a command line; keys that are not ours are left out.
-
-        Raises:
-            ValueError: a value of the wrong kind or out of range.
-        """
-        chosen = {}
-        for field in fields(cls):
-            if values.get(field.name) is not None:
-                chosen[field.name] = _as_kind(field.name, values[field.name], field.default)
-        return cls(**chosen)
-
-
-def _as_kind(name: str, value: Any, default: Any) -> Any:
-    """`value` as the kind of `default`; clients send numbers, texts, or a list of which the first entry counts."""
-    if isinstance(value, (list, tuple)) and not isinstance(default, tuple):
-        value = value[0] if value else default
-    try:
-        if isinstance(default, bool):
-            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).strip().lower()]
-        if isinstance(default, tuple):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(
-                tuple(item) if isinstance(item, (list, tuple)) else str(item).strip() for item in items if item
-            )
-        number = float(value)
-        if isinstance(default, int) and not number.is_integer():
-            raise ValueError
-        return type(default)(number)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} must be a {type(default).__name__} such as {default!r}, got {value!r}") from error
 
 
 class Stopped(Exception):
@@ -175,13 +77,10 @@ class Finetuning:
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.start = {k: v.clone() for k, v in self.average.items()}
         self.best = self.start
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        )
+        self.rank, self.world = processes()
         if config.batch % self.world:
             raise ValueError(f"batch must be a multiple of the {self.world} processes, got {config.batch}")
         self.half = config.half and has_bfloat16(self.device)
@@ -299,13 +198,12 @@ class Finetuning:
         if self.should_stop():
             raise Stopped(f"stopped after {len(self.rows)} epochs")
         c = self.config
-        rate = c.learning_rate * min(1.0, (self.step + 1) / max(1, c.warmup_steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * self._progress()))
+            group["lr"] = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress())
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for index in range(self.rank, c.batch, self.world):
-            term = self._loss((c.seed * 1_000_003 + self.step) * 4099 + index) / c.batch
+            term = self._loss((c.seed * 1_000_003 + self.step) * 4099 + index) * self.world / c.batch
             term.backward()
             loss += term.item()
         loss = self._share(loss)
@@ -324,23 +222,14 @@ class Finetuning:
         return loss
 
     def _share(self, loss: float) -> float:
-        """Sums gradients and loss over the processes, and averages their clocks; returns the loss."""
-        self.clock = self._elapsed()
-        if self.world == 1:
-            return loss
-        with_grad = [p for p in self.model.parameters() if p.requires_grad]
-        for p in with_grad:
-            if p.grad is None:
+        """Averages gradients, loss and clock over the processes; returns the loss."""
+        mean = torch.tensor([loss], device=self.device)
+        for p in self.model.parameters():
+            if p.requires_grad and p.grad is None:
                 p.grad = torch.zeros_like(p)
-        own = torch.tensor([loss, self.clock / self.world], device=self.device)
-        flat = torch.cat([*(p.grad.flatten() for p in with_grad), own])
-        dist.all_reduce(flat)
-        start = 0
-        for p in with_grad:
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
-        self.clock = float(flat[-1])
-        return float(flat[-2])
+        gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
+        self.clock = mean_over_processes([*gradients, mean], self._elapsed())
+        return float(mean)
 
     def _loss(self, seed: int) -> Tensor:
         """Loss of one patch; every random choice follows from the seed."""
@@ -439,46 +328,3 @@ def _dice(pred: Tensor, truth: Tensor) -> Tensor:
     """(B, ...) bool, (B, ...) bool -> (B,)."""
     pred, truth = pred.flatten(1), truth.flatten(1)
     return 2 * (pred & truth).sum(1) / (pred.sum(1) + truth.sum(1)).clamp_min(1)
-
-
-def cut(draw: Draw, patch: Patch, edge: int) -> Patch:
-    """A cube of `edge` voxels around a random voxel of a random structure, on the cells of the mask grid."""
-    size = patch.label.shape[0]
-    if edge >= size:
-        return patch
-    cell = size // patch.kept.shape[-1]
-    coarse = patch.label[::cell, ::cell, ::cell]
-    present = np.unique(coarse[coarse > 0])
-    begin = [draw.integer(0, (size - edge) // cell + 1) for _ in range(3)]
-    if len(present):
-        places = np.argwhere(coarse == present[draw.integer(0, len(present))])
-        place, n = places[draw.integer(0, len(places))], edge // cell
-        begin = [min(max(0, int(p) - draw.integer(n // 4, 3 * n // 4 + 1)), size // cell - n) for p in place]
-    cells = tuple(slice(b, b + edge // cell) for b in begin)
-    voxels = tuple(slice(b * cell, b * cell + edge) for b in begin)
-    return Patch(patch.image[(slice(None), *voxels)], patch.label[voxels], patch.kept[(slice(None), *cells)])
-
-
-def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, Tensor] | None:
-    """A patch flipped, with noise, and its targets: annotated structures first, then what is to be kept.
-
-    Returns:
-        image (channels, s, s, s) float32 and occupancies (K, m, m, m) in 0..64, or None without a structure.
-    """
-    flips = [axis for axis in range(3) if draw.chance(0.3)]
-    image = torch.from_numpy(patch.image).float().flip([1 + a for a in flips])
-    label = torch.from_numpy(patch.label).long().flip(flips)
-    kept = torch.from_numpy(patch.kept).flip([1 + a for a in flips])
-    targets = pick_targets(draw, label.contiguous(), objects)
-    if not len(targets):
-        return None
-    large = [n for n in range(len(kept)) if int((kept[n] > 32).sum()) >= 2]
-    chosen = [large.pop(draw.integer(0, len(large))) for _ in range(min(keep, len(large)))]
-    if draw.chance(0.3):
-        image = image + draw.log_uniform(0.01, 0.06) * draw.normal(*image.shape)
-    return image, torch.cat([targets, kept[chosen]]) if chosen else targets
-
-
-def config_text(config: FinetuneConfig) -> str:
-    """The config as JSON."""
-    return json.dumps(asdict(config))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..anatomy.fields import Draw
 from ..anatomy.generator import generate
 from ..clicks import next_click
 from ..geometry import Grid, PatchFrame
@@ -29,7 +31,7 @@ from ..sampling import bounding_box
 from ..segmenter import VolumeSegmenter
 from ..spec import SamSpec
 from .cases import LabelledCase, read_case
-from .data import occupancy
+from .data import occupancy, pick_targets
 
 PATCH_LIMIT_BYTES = 4 * 2**30
 LOOKS = ("none", "wrong", "right")
@@ -209,6 +211,44 @@ def keep_masks(
 def _any_of(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     places = np.argwhere(mask)
     return places[rng.integers(len(places))]
+
+
+def cut(draw: Draw, patch: Patch, edge: int) -> Patch:
+    """A cube of `edge` voxels around a random voxel of a random structure, on the cells of the mask grid."""
+    size = patch.label.shape[0]
+    if edge >= size:
+        return patch
+    cell = size // patch.kept.shape[-1]
+    coarse = patch.label[::cell, ::cell, ::cell]
+    present = np.unique(coarse[coarse > 0])
+    begin = [draw.integer(0, (size - edge) // cell + 1) for _ in range(3)]
+    if len(present):
+        places = np.argwhere(coarse == present[draw.integer(0, len(present))])
+        place, n = places[draw.integer(0, len(places))], edge // cell
+        begin = [min(max(0, int(p) - draw.integer(n // 4, 3 * n // 4 + 1)), size // cell - n) for p in place]
+    cells = tuple(slice(b, b + edge // cell) for b in begin)
+    voxels = tuple(slice(b * cell, b * cell + edge) for b in begin)
+    return Patch(patch.image[(slice(None), *voxels)], patch.label[voxels], patch.kept[(slice(None), *cells)])
+
+
+def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, Tensor] | None:
+    """A patch flipped, with noise, and its targets: annotated structures first, then what is to be kept.
+
+    Returns:
+        image (channels, s, s, s) float32 and occupancies (K, m, m, m) in 0..64, or None without a structure.
+    """
+    flips = [axis for axis in range(3) if draw.chance(0.3)]
+    image = torch.from_numpy(patch.image).float().flip([1 + a for a in flips])
+    label = torch.from_numpy(patch.label).long().flip(flips)
+    kept = torch.from_numpy(patch.kept).flip([1 + a for a in flips])
+    targets = pick_targets(draw, label.contiguous(), objects)
+    if not len(targets):
+        return None
+    large = [n for n in range(len(kept)) if int((kept[n] > 32).sum()) >= 2]
+    chosen = [large.pop(draw.integer(0, len(large))) for _ in range(min(keep, len(large)))]
+    if draw.chance(0.3):
+        image = image + draw.log_uniform(0.01, 0.06) * draw.normal(*image.shape)
+    return image, torch.cat([targets, kept[chosen]]) if chosen else targets
 
 
 def _generated(seed: int, spec: SamSpec) -> Patch:

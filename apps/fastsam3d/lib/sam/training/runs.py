@@ -28,7 +28,8 @@ from ..segmenter import VolumeSegmenter
 from ..versions import Record, publish, write_candidate, write_json, write_record
 from ..weights import ResolvedWeights
 from .cases import LabelledCase, fingerprint, structures_of
-from .finetune import FinetuneConfig, Finetuning, Stopped, config_text
+from .finetune import Finetuning, Stopped
+from .finetune_config import FinetuneConfig, config_text
 from .gate import Pair, Verdict, compare, compare_generated, judge
 from .patches import PatchSet, build
 from .plan import Fold, plan

@@ -1,0 +1,111 @@
+"""The settings of a fine-tuning, and reading them from what clients and command lines send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune. Losses (Dice with squared denominators and cross-entropy), AdamW and flips are those of the
+    published recipe; what differs, and why, is in docs/training.md.
+
+    Attributes:
+        minutes: time budget of all trainings of a run, the gate not counted; 0 for none.
+        epochs, steps_per_epoch: at most so much; an epoch is a number of steps, as few cases make no epoch.
+        learning_rate, weight_decay, warmup_steps, clip: AdamW; cosine to zero over epochs or budget, whichever goes faster.
+        freeze_encoder: train prompt encoder and mask decoder only, as published.
+        batch: patches a step, over all processes.
+        objects: annotated objects a patch. keep: old answers beside them a patch.
+        rounds: (share, rounds) of the kinds of step. box_share, uniform_share, repeat_share: see PretrainConfig.
+        cube_share, cube: share of steps on cubes of that edge, cut around an annotated object, instead of whole patches.
+        rehearsal: share of steps on generated anatomy. rehearsal_cases: how many of its cases there are.
+        patches: cut from each case.
+        ema: decay of the averaged weights, which are validated and published.
+        patience: epochs without a better validation after which training ends.
+        seed: of everything.
+        half: bfloat16 where the device computes it natively. On a CPU such sums differ from run to run in the third digit;
+            in float32 a run repeats exactly.
+        structures: names to train; empty for all.
+        guard_cases: generated cases of the gate. gate_clicks: clicks of the gate.
+    """
+
+    minutes: float = 8.0
+    epochs: int = 40
+    steps_per_epoch: int = 20
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 15
+    clip: float = 1.0
+    freeze_encoder: bool = False
+    batch: int = 1
+    objects: int = 2
+    keep: int = 3
+    rounds: tuple[tuple[float, int], ...] = ((0.5, 2), (0.4, 3), (0.1, 5))
+    box_share: float = 0.2
+    uniform_share: float = 0.3
+    repeat_share: float = 0.35
+    cube_share: float = 0.4
+    cube: int = 96
+    rehearsal: float = 0.25
+    rehearsal_cases: int = 8
+    patches: int = 8
+    ema: float = 0.97
+    patience: int = 12
+    seed: int = 1
+    half: bool = True
+    structures: tuple[str, ...] = ()
+    guard_cases: int = 6
+    gate_clicks: int = 5
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("minutes", 0, 100_000), ("epochs", 1, 100_000), ("steps_per_epoch", 1, 100_000), ("learning_rate", 0, 1),
+            ("batch", 1, 4096), ("objects", 1, 64), ("keep", 0, 64), ("cube_share", 0, 1), ("rehearsal", 0, 1),
+            ("rehearsal_cases", 0, 1000), ("patches", 1, 1000), ("ema", 0, 1), ("patience", 1, 100_000),
+            ("guard_cases", 0, 1000), ("gate_clicks", 1, 50), ("box_share", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> FinetuneConfig:
+        """From texts and numbers of a client or a command line; keys that are not ours are left out.
+
+        Raises:
+            ValueError: a value of the wrong kind or out of range.
+        """
+        chosen = {}
+        for field in fields(cls):
+            if values.get(field.name) is not None:
+                chosen[field.name] = _as_kind(field.name, values[field.name], field.default)
+        return cls(**chosen)
+
+
+def _as_kind(name: str, value: Any, default: Any) -> Any:
+    """`value` as the kind of `default`; clients send numbers, texts, or a list of which the first entry counts."""
+    if isinstance(value, (list, tuple)) and not isinstance(default, tuple):
+        value = value[0] if value else default
+    try:
+        if isinstance(default, bool):
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).strip().lower()]
+        if isinstance(default, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(
+                tuple(item) if isinstance(item, (list, tuple)) else str(item).strip() for item in items if item
+            )
+        number = float(value)
+        if isinstance(default, int) and not number.is_integer():
+            raise ValueError
+        return type(default)(number)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be a {type(default).__name__} such as {default!r}, got {value!r}") from error
+
+
+def config_text(config: FinetuneConfig) -> str:
+    """The config as JSON."""
+    return json.dumps(asdict(config))
