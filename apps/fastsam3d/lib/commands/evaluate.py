@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--model",
         default="fastsam3d",
-        help="one or several, with commas: a model of this app, random_walker, or http://host:port#model "
+        help="one or several, with commas: a model of this app, random_walker, http://host:port#model, sam_vit_b or medsam "
         "(default: %(default)s)",
     )
     models.add_argument(

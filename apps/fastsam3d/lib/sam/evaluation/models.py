@@ -16,6 +16,7 @@ from .interface import Model, ModelError
 from .random_walker import RandomWalker
 from .remote import RemoteModel
 from .slice_model import SliceModel
+from .transformers_sam import NAMES, TransformersSam, sam_version
 from .volume_model import VolumeModel
 
 
@@ -24,7 +25,7 @@ class ModelChoice:
     """A model as the user asked for it; can be sent to another process.
 
     Attributes:
-        name: a model of the app, `random_walker`, or `http://host:port#model`.
+        name: a model of the app, `random_walker`, `http://host:port#model`, `sam_vit_b` or `medsam`.
         weights: a file, a folder or a registry name; None for the model's own.
         changes: `field=value` changes of its spec.
         device: auto, cpu, cuda or cuda:N.
@@ -48,6 +49,8 @@ def load_model(choice: ModelChoice) -> Model:
         return RandomWalker()
     if choice.name.startswith(("http://", "https://")):
         return RemoteModel(choice.name)
+    if choice.name in NAMES:
+        return TransformersSam(choice.name, Path(choice.weights or ""), choose_device(choice.device))
     try:
         resolved = weights.resolve(choice.name, choice.model_dir, configured=choice.weights)
         if isinstance(resolved.spec, SamSpec):
@@ -69,6 +72,8 @@ def model_version(choice: ModelChoice) -> str:
         return RandomWalker.version
     if choice.name.startswith(("http://", "https://")):
         return RemoteModel(choice.name).version
+    if choice.name in NAMES:
+        return sam_version(choice.name, Path(choice.weights) if choice.weights else None)
     try:
         resolved = weights.resolve(choice.name, choice.model_dir, configured=choice.weights)
     except (weights.WeightsError, KeyError) as error:
