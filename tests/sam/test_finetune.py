@@ -107,7 +107,7 @@ def test_the_time_budget_ends_it_and_a_diverging_loss_is_said(tmp_path, patches)
         Finetuning(QUICK, tmp_path / "nan", model, patches).run()
 
 
-@pytest.mark.parametrize("text", [{"epochs": 0}, {"minutes": "soon"}, {"rehearsal": 1.5}, {"epochs": 1.5}])
+@pytest.mark.parametrize("text", [{"epochs": 0}, {"minutes": "soon"}, {"rehearsal": 1.5}, {"epochs": 1.5}, {"rounds": "many"}])
 def test_settings_that_cannot_be_are_refused(text):
     with pytest.raises(ValueError, match=next(iter(text))):
         FinetuneConfig.of(text)

@@ -317,7 +317,10 @@ class Finetuning:
             known += scores[count:]
         self.model.load_state_dict(current)
         self.model.train()
-        return float(np.mean(learned or [0.0])), float(np.mean(known or [0.0]))
+        result = torch.tensor([np.mean(learned or [0.0]), np.mean(known or [0.0])], dtype=torch.float32)
+        result = result.to(self.device)
+        mean_over_processes([result], 0.0)  # so that all processes stop, and choose, alike
+        return float(result[0]), float(result[1])
 
     def _set_aside(self) -> tuple[Path, ...]:
         """The generated cases that only validation sees: a quarter of them."""

@@ -72,6 +72,9 @@ class FinetuneConfig:
             if not low <= value <= high:
                 raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
 
+        if not self.rounds or any(len(r) != 2 or not isinstance(r[0], (int, float)) for r in self.rounds):
+            raise ValueError(f"rounds must be pairs of a share and a number of rounds, got {self.rounds!r}")
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> FinetuneConfig:
         """From texts and numbers of a client or a command line; keys that are not ours are left out.
