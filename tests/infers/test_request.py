@@ -240,3 +240,13 @@ def test_what_cannot_be_asked_of_a_slice_is_refused(request_, what):
 
 def test_numbers_from_a_text_field_are_taken():
     assert sliced(foreground=[[1, 2, 3]], extent="4")[1].extent == 4
+
+
+def test_points_of_other_slices_are_left_out_of_a_slice():
+    ends = [[10, 20, 5], [40, 22, 5], [25, 9, 5], [26, 35, 5]]
+    prompts, options = sliced(single=True, foreground=[*ends, [50, 50, 3]], background=[[2, 2, 4]], slice=5)
+    assert box_of(prompts) == ((10, 9, 5), (40, 35, 5))
+    assert not prompts.clicks
+    assert options.notes == ("2 points lie in other slices and were not used",)
+    with pytest.raises(RequestError, match="at least one foreground"):
+        sliced(single=True, foreground=[[50, 50, 3]], slice=5)

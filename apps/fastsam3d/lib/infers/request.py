@@ -115,8 +115,12 @@ def parse_slice_prompts(request: Mapping[str, Any], grid: Grid, single: bool) ->
         notes.append("the box reaches past the image and was cut to it")
     if box is not None and index is not None:
         box = _cut_to_slice(box, index)
+    if index is not None:
+        elsewhere = [click for click in clicks if click.ijk[2] != index]
+        clicks = tuple(click for click in clicks if click.ijk[2] == index)
+        notes += [f"{len(elsewhere)} points lie in other slices and were not used"] if elsewhere else []
     if box is None and _choice(request, "points") == EXTREME:
-        clicks, box = _read_extreme(clicks, index, notes)
+        clicks, box = _read_extreme(clicks, notes)
     options = SliceOptions(
         single=single,
         window=_choice(request, "window"),
@@ -218,14 +222,12 @@ def _cut_to_slice(box: Box, index: int) -> Box:
     return Box((*box.low_ijk[:2], index), (*box.high_ijk[:2], index))
 
 
-def _read_extreme(
-    clicks: tuple[Click, ...], index: int | None, notes: list[str]
-) -> tuple[tuple[Click, ...], Box | None]:
+def _read_extreme(clicks: tuple[Click, ...], notes: list[str]) -> tuple[tuple[Click, ...], Box | None]:
     """Foreground points as the ends of the structure: their bounding box, and as clicks those that are no end.
 
     Points that span no box stay clicks.
     """
-    points = [c.ijk for c in clicks if c.positive and index in (None, c.ijk[2])]
+    points = [c.ijk for c in clicks if c.positive]
     if not points:
         return clicks, None
     low, high = tuple(map(min, *points, points[0])), tuple(map(max, *points, points[0]))

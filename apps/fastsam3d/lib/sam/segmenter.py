@@ -9,9 +9,6 @@ the list costs one decoder pass; one in the middle (clients send positive clicks
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +26,7 @@ from .preprocess import network_input
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
+from .timing import stage
 
 SINGLE_CLICKS = 16
 """So many clicks are replayed one at a time; later ones in blocks of this size, so that many stay affordable."""
@@ -141,9 +139,9 @@ class VolumeSegmenter:
             warnings.append(f"{view.outside} clicks lie outside the region that the model sees and were not used")
         if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
             warnings.append("the box is larger than the region that the model sees and was cut to it")
-        with _stage(timings, "decode"):
+        with stage(timings, "decode"):
             logits = upsample(self._shown(view.logits, view.rounds)[0, 0], self.spec.patch_size).cpu().numpy()
-        with _stage(timings, "paste"):
+        with stage(timings, "paste"):
             mask_box, corner = view.frame.paste(logits)
         if mask_box.size == 0:
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
@@ -178,7 +176,7 @@ class VolumeSegmenter:
     ) -> View:
         """The answer to prompts in a given patch."""
         embedding = self._embedding(session, frame, timings)
-        with _stage(timings, "decode"):
+        with stage(timings, "decode"):
             rounds, outside = self._rounds(frame, prompts)
             state = self._replay(session, frame, embedding, rounds, first_passes or self.spec.first_passes)
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
@@ -239,13 +237,13 @@ class VolumeSegmenter:
         cached = session.get(key)
         if cached is not None:
             return cached
-        with _stage(timings, "crop"):
+        with stage(timings, "crop"):
             floor = session.get("padding_floor")
             if floor is None:
                 floor = (padding_floor(session.volume.array),)
                 session.put("padding_floor", floor)
             patch = network_input(session.volume.array, frame, floor[0], self.spec.intensity)
-        with _stage(timings, "encode"):
+        with stage(timings, "encode"):
             embedding = self.encode(torch.from_numpy(patch)[None])
         session.put(key, embedding)
         return embedding
@@ -301,10 +299,3 @@ def _corners(box: Box) -> np.ndarray:
 
 def _frame_key(frame: PatchFrame) -> tuple:
     return (frame.axes, frame.step, frame.anchor_node, frame.anchor_ijk, frame.shape)
-
-
-@contextmanager
-def _stage(timings: dict[str, float], name: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + 1000 * (time.perf_counter() - begin)
