@@ -172,6 +172,8 @@ class Finetuning:
         What was learned grows with the share of the way, what is forgotten with its square; so a part of the way often has
         most of the one and little of the other.
         """
+        if all(torch.equal(self.best[k], v) for k, v in self.start.items()):
+            return self.best
         found = []
         for share in _SHARES:
             mixed = {
