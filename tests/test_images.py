@@ -5,15 +5,18 @@ import os
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from fastapi import HTTPException
 from lib.images import resolve_image
+from lib.security import dicom_store
 from lib.uploads import UploadSessions
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
+from monailabel.utils.others.generic import md5_digest
 
 UID = "1.2.3.4"
 
@@ -142,3 +145,18 @@ def test_broken_session_folders_do_not_stop_the_cleaning(sessions, tmp_path):
     assert sessions.remove_expired() == 4
     assert os.listdir(sessions.store_path) == [alive]
     assert sessions.get_session(alive) is not None
+
+
+def test_a_series_that_was_downloaded_by_half_is_not_there(tmp_path, monkeypatch):
+    def half(study, series, folder, client, by_frame):
+        (Path(folder) / "1.dcm").write_bytes(b"one of many")
+        raise ConnectionResetError("the server went away")
+
+    monkeypatch.setattr(dicom_store, "dicom_web_download_series", half)
+    old = tmp_path / "cache" / md5_digest("http://127.0.0.1:1") / ".fetch-old.part"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    store = dicom_store.SafeDICOMWebDatastore(DICOMwebClientX("http://127.0.0.1:1"), {}, str(tmp_path / "cache"))
+    with pytest.raises(ConnectionResetError):
+        store.get_image_uri(UID)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if UID in path.name or ".fetch" in path.name]

@@ -188,6 +188,40 @@ def test_readers_never_see_an_empty_list_while_the_watcher_works(studies):
     assert counts == {3}
 
 
+def test_readers_and_writers_in_many_threads(studies, tmp_path):
+    """Requests for lists while others add and remove images and labels: no list changes below its reader."""
+    store, label, failed, done = opened(studies), volume(tmp_path / "label.nii.gz", 1), [], threading.Event()
+    readers = (
+        store.list_images,
+        store.get_unlabeled_images,
+        store.get_labeled_images,
+        store.status,
+        store.json,
+        store.datalist,
+    )
+
+    def read(reader):
+        while not done.is_set():
+            try:
+                reader()
+            except Exception as error:  # whatever it is, it is the finding
+                failed.append(repr(error))
+                return
+
+    threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
+    for n in range(300):  # a long list takes long to walk over
+        store._datastore.objects[f"x{n}"] = store._datastore.objects["case1"].model_copy(deep=True)
+    for thread in threads:
+        thread.start()
+    for n in range(12):
+        store.add_image(f"new{n}", label, {})
+        store.save_label(f"new{n}", label, f"tag{n}", {})
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"objects": 5}', "\0" * 40])
 def test_a_damaged_list_is_set_aside_and_made_again(studies, text):
     (studies / "datastore_v2.json").write_text(text)

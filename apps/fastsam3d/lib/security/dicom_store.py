@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from .names import check_info, is_uid
 logger = logging.getLogger(__name__)
 
 _IMAGE_EXT = ".nii.gz"
+_ABANDONED_SECONDS = 6 * 3600.0
 _FINAL = DefaultLabelTag.FINAL.value
 
 
@@ -54,6 +56,9 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unusable: set[str] = set()
         super().__init__(*args, **kwargs)
+        for part in Path(self._datastore.image_path()).glob(f".fetch-*{PART}"):
+            if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:  # by a process that was killed
+                shutil.rmtree(part, ignore_errors=True)
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """As MONAI Label's, without series that were found to be no volume."""
@@ -176,7 +181,9 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
                 logger.warning("The segmentation %s of %s is left out: %s", seg.series, image_id, error)
         usable = {image_id for image_id, seg in segs.items() if self._is_here(seg)}
         keep = {os.path.realpath(LocalDatastore.get_image_uri(self, image_id)) for image_id in usable}
-        return [pair for pair in LocalDatastore.datalist(self, full_path) if os.path.realpath(pair["image"]) in keep]
+        return [
+            pair for pair in SafeLocalDatastore.datalist(self, full_path) if os.path.realpath(pair["image"]) in keep
+        ]
 
     def _newest_segs(self) -> dict[str, _Seg]:
         images, newest = set(self.list_images()), {}

@@ -148,6 +148,32 @@ class SafeLocalDatastore(LocalDatastore):
             label_records.update(self.labels_folder(label_tag), label_id, label.info)
             self._update_datastore_file()
 
+    # Readers walk over the list, which a request or the watcher may be changing in another thread.
+
+    def list_images(self) -> list[str]:
+        with self._threads:
+            return super().list_images()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        with self._threads:
+            return super().get_labeled_images(label_tag, labels)
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        with self._threads:
+            return super().get_unlabeled_images(label_tag, labels)
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        with self._threads:
+            return super().datalist(full_path)
+
+    def status(self) -> dict[str, Any]:
+        with self._threads:
+            return super().status()
+
+    def json(self) -> dict[str, Any]:
+        with self._threads:
+            return super().json()
+
     def _object(self, image_id: str) -> ImageLabelModel:
         found = self._datastore.objects.get(image_id)
         if found is None:
