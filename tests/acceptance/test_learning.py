@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import sys
 import time
 
@@ -41,13 +42,21 @@ pytestmark = [
 
 
 def phantoms():
-    """(case, image, labels, affine) of ten patients, each with a layered mass."""
+    """(case, image file, labels, affine) of ten patients, each with a layered mass; kept in build/acceptance."""
+    folder = APP.parents[1] / "build" / "acceptance" / f"{SEED}"
+    (folder / "labels").mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(SAMPLES))
     from phantom import PhantomSpec, make_phantom
 
     for patient in range(1, ANNOTATED + UNSEEN + 1):
-        made = make_phantom(PhantomSpec(seed=SEED, patient=patient, **LATTICE))
-        yield f"case{patient:02d}", *add_layered_mass(made.image, made.labels, made.affine, patient), made.affine
+        case = f"case{patient:02d}"
+        paths = folder / f"{case}.nii.gz", folder / "labels" / f"{case}.nii.gz"
+        if not paths[1].exists():
+            made = make_phantom(PhantomSpec(seed=SEED, patient=patient, **LATTICE))
+            for path, array in zip(paths, add_layered_mass(made.image, made.labels, made.affine, patient)):
+                nib.save(nib.Nifti1Image(array, made.affine), path)
+        label = nib.load(paths[1])
+        yield case, paths[0], np.asarray(label.dataobj), label.affine
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,7 @@ def world(tmp_path_factory):
     studies.mkdir()
     truth = {}
     for case, image, labels, affine in phantoms():
-        nib.save(nib.Nifti1Image(image, affine), studies / f"{case}.nii.gz")
+        shutil.copy(image, studies)
         truth[case] = (labels, affine)
     app = copy_app(tmp_path_factory.mktemp("app"))
     server = start(studies, tmp_path_factory.mktemp("home"), "models", "fastsam3d", app=app)
