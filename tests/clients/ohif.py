@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -85,10 +86,11 @@ _ACTIVE_PANE = "() => services.viewportGridService.getState().activeViewportId"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one press of Run sent and got: the request's parameters, and the answer's HTTP status."""
+    """What one press of Run sent and got: the request's parameters, the answer's HTTP status, and the model's name."""
 
     params: dict[str, Any]
     status: int
+    model: str
 
 
 class Viewer:
@@ -185,7 +187,8 @@ class Viewer:
             page.wait_for_function("() => window.painted")
         else:
             page.get_by_text(FAILED).first.wait_for()
-        return Answer(_params(response.request), response.status)
+        model = urlsplit(response.url).path.rpartition("/")[2]
+        return Answer(_params(response.request), response.status, model)
 
     def labelmap(self) -> tuple[np.ndarray, dict[str, int]]:
         """The browser's own labelmap: (I, J, K) uint8, and label name -> value in it."""
