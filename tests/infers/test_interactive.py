@@ -176,3 +176,16 @@ def test_a_read_is_timed_only_where_there_was_one(task, images):
 def test_params_survive_json_without_nan(task, images):
     _, params = task({"image": images[0], "foreground": [[20, 20, 18]], "result_write_to_file": False})
     json.dumps(params, allow_nan=False)
+
+
+def test_how_unsure_a_mask_is_comes_instead_of_it_when_asked(task, images):
+    request = requests_for(images)[1]
+    _, plain = task({**request, "result_write_to_file": False})
+    file, params = task({**request, "uncertainty": True, "result_extension": ".nrrd"})
+    values = sitk.ReadImage(file)
+    array = sitk.GetArrayFromImage(values).T
+    assert values.GetPixelID() == sitk.sitkFloat32 and array.shape == SHAPE and 0 <= array.min() < array.max() <= 1
+    assert array[tuple(params["most_uncertain_ijk"])] == array.max()
+    assert params["voxels"] == plain["voxels"] and "most_uncertain_ijk" not in plain
+    with pytest.raises(RequestError, match="uncertainty"):
+        task({**request, "uncertainty": "yes"})

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ..sam.device import choose_device
 from ..sam.segmenter import Segmentation
 from ..sam.segmenters import Segmenter, load_segmenter
 from ..sam.session import ImageSession, SessionStore
-from .request import AnswerOptions, parse_answer, parse_prompts
+from ..sam.uncertainty import uncertainty_map
+from .request import AnswerOptions, RequestError, parse_answer, parse_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class InteractiveInfer(InferTask):
 
         Returns:
             The answer file, which the caller removes (None if `result_write_to_file` is false), and the parameters:
-            `label_names`, `predicted_iou`, `voxels`, `latencies`, `model`, `weights`, `warnings`. The latencies are
+            `label_names`, `predicted_iou`, `voxels`, `latencies`, `model`, `weights`, `warnings`, and
+            `most_uncertain_ijk` where `uncertainty` was asked for. The latencies are
             seconds by stage; `read` is a part of `open` and there only if the image was read, `crop` and `encode` only
             if its embedding was computed.
 
@@ -131,7 +134,7 @@ class InteractiveInfer(InferTask):
             answer = parse_answer(request)
             segmentation = self._segment(request, latencies)
             with _timed(latencies, "write"):
-                file = write_answer(segmentation, answer.extension, answer.dtype) if answer.write else None
+                file = _write(segmentation, answer) if answer.write else None
         logger.info("%s on %s: %s", self.model, request.get("image_id"), latencies)
         return file, self._params(segmentation, answer, latencies)
 
@@ -161,7 +164,11 @@ class InteractiveInfer(InferTask):
             RequestError, PromptError: the request breaks a rule.
         """
         prompts = parse_prompts(request, session.volume.grid)
-        return lambda segmenter: segmenter.segment(session, prompts)
+        if not parse_answer(request).uncertainty:
+            return lambda segmenter: segmenter.segment(session, prompts)
+        return lambda segmenter: replace(
+            segmenter.segment(session, prompts), unsure=uncertainty_map(segmenter, session, prompts)
+        )
 
     def _segment_with_room(self, segmenter: Segmenter, session: ImageSession, ask: Question) -> Segmentation:
         """Segments again after the GPU's memory ran out, without the embeddings and logits that the store kept there.
@@ -175,7 +182,9 @@ class InteractiveInfer(InferTask):
 
     def _params(self, segmentation: Segmentation, answer: AnswerOptions, latencies: dict[str, float]) -> dict[str, Any]:
         iou = float(segmentation.iou)
-        return {
+        unsure = segmentation.unsure
+        more = {} if unsure is None else {"most_uncertain_ijk": list(unsure.most_uncertain_ijk())}
+        return more | {
             "label_names": {answer.label: 1},
             "predicted_iou": round(iou, 4) if math.isfinite(iou) else None,
             "voxels": int(np.count_nonzero(segmentation.mask_box)),
@@ -201,6 +210,21 @@ class InteractiveInfer(InferTask):
                 raise
             logger.warning("%s keeps the weights %s: %s", self.model, self._segmenter.weights_name, error)
         return self._segmenter
+
+
+def _write(segmentation: Segmentation, answer: AnswerOptions) -> str:
+    """Writes the mask, or how unsure it is where that was asked for.
+
+    Raises:
+        RequestError: the model has no such map.
+    """
+    if not answer.uncertainty:
+        return write_answer(segmentation, answer.extension, answer.dtype)
+    unsure = segmentation.unsure
+    if unsure is None:
+        raise RequestError("uncertainty is offered by the models for volumes that take clicks; leave it out.")
+    shown = replace(segmentation, mask_box=unsure.values, corner_ijk=unsure.corner_ijk)
+    return write_answer(shown, answer.extension, "float32")
 
 
 def _seconds_since(begin: float) -> float:

@@ -54,12 +54,14 @@ class AnswerOptions:
         extension: of the answer file, one of `encode.EXTENSIONS`.
         dtype: of the answer's voxels.
         write: False for an answer without a file.
+        uncertainty: the file holds how unsure the mask is, voxel by voxel, in place of the mask (uncertainty.py).
     """
 
     label: str = DEFAULT_LABEL
     extension: str = ".nii.gz"
     dtype: str = "uint8"
     write: bool = True
+    uncertainty: bool = False
 
 
 def parse_prompts(request: Mapping[str, Any], grid: Grid) -> Prompts:
@@ -151,7 +153,10 @@ def parse_answer(request: Mapping[str, Any]) -> AnswerOptions:
     write = request.get("result_write_to_file", True)
     if not isinstance(write, bool):
         raise RequestError(f"result_write_to_file must be true or false, got {show(write)}.")
-    return AnswerOptions(label, extension, dtype, write)
+    uncertainty = request.get("uncertainty", False)
+    if not isinstance(uncertainty, bool):
+        raise RequestError(f"uncertainty must be true or false, got {show(uncertainty)}.")
+    return AnswerOptions(label, extension, dtype, write, uncertainty)
 
 
 def _clicks(request: Mapping[str, Any]) -> tuple[Click, ...]:

@@ -10,6 +10,7 @@ the list costs one decoder pass; one in the middle (clients send positive clicks
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from .session import ImageSession
 from .spec import SamSpec
 from .timing import stage
 
+if TYPE_CHECKING:
+    from .uncertainty import UncertaintyMap
+
 SINGLE_CLICKS = 16
 """So many clicks are replayed one at a time; later ones in blocks of this size, so that many stay affordable."""
 
@@ -44,6 +48,7 @@ class Segmentation:
         timings_ms: milliseconds by stage: crop, encode, decode, paste.
         warnings: what the user should know.
         weights, version: which weights answered.
+        unsure: how sure the mask is, where that was asked for.
     """
 
     mask_box: np.ndarray
@@ -54,6 +59,7 @@ class Segmentation:
     warnings: tuple[str, ...]
     weights: str
     version: str
+    unsure: UncertaintyMap | None = None
 
     def full_mask(self) -> np.ndarray:
         """(I, J, K) uint8 mask of the whole scan."""
