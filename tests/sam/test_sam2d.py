@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from lib.sam.build import Sam2D, build_sam2d
+from lib.sam.networks.prompt3d import PromptEncoder3D
+from lib.sam.networks.prompt_maps import likeness, prompt_maps
 from lib.sam.spec import Decoder2dSpec, RepVitSpec, Sam2dSpec
-from lib.sam.zoo import SPECS, SPECS_2D, get_spec2d
+from lib.sam.zoo import SPECS, SPECS_2D, get_spec, get_spec2d
 
 from tests.sam.counting import multiply_adds, parameters
 
@@ -61,7 +63,7 @@ def test_every_row_has_the_shapes_that_its_spec_says(name):
         model = Sam2D(spec).eval()
         embedding = model.encode(torch.zeros(1, 3, spec.image_size, spec.image_size))
         logits, iou = model.decode(embedding, boxes=torch.zeros(3, 4))
-    channels = spec.encoder.out + 16 * spec.encoder.detail
+    channels = spec.encoder.out + (16 * (3 + spec.encoder.detail) if spec.encoder.detail else 0)
     assert embedding.shape == (1, channels, spec.grid, spec.grid) and spec.encoder.out == spec.decoder.width
     assert logits.shape == (3, 1, spec.mask_size, spec.mask_size) and iou.shape == (3, 1)
     assert spec.grid == (16 if name.endswith("grid16") else 32 if name.endswith("compact") else 64)
@@ -160,3 +162,26 @@ def test_every_weight_of_the_decoder_learns(model):
     dead = [n for part in parts for n, p in part.named_parameters() if p.grad is None or not p.grad.any()]
     # The softmax is blind to a shift that all keys share.
     assert [name for name in dead if not name.endswith("k_proj.bias")] == []
+
+
+def test_likeness_tells_the_object_in_a_box_from_what_is_around_it():
+    image = torch.full((1, 3, 64, 64), 0.3)
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    disc = (y - 30) ** 2 + (x - 20) ** 2 <= 100
+    image[:, :, disc] = 0.7
+    box = torch.tensor([[[20.0, 10.0], [40.0, 30.0]]])  # rows, columns
+    maps = prompt_maps(box, torch.tensor([[2, 3]]), None, 64, 1.0)
+    assert maps[0, 3].sum() == 21 * 21 and maps[0, :3].abs().max() == 0
+    object_like, around_like, prevails = likeness(image, maps)[0]
+    assert object_like[disc].min() > 0.5 > object_like[~disc].max()
+    assert around_like[~disc].min() > 0.5 and (prevails[disc] > 0.5).all() and (prevails[~disc] < -0.5).all()
+    clicks = prompt_maps(torch.tensor([[[30.0, 20.0], [5.0, 50.0]]]), torch.tensor([[1, 0]]), None, 64, 1.0)
+    assert (likeness(image, clicks)[0, 2][disc] > 0.5).all()
+
+
+def test_prompt_maps_agree_with_those_of_three_dimensions():
+    points, labels = torch.rand(2, 4, 3) * 100, torch.tensor([[1, 0, 2, 3], [-1, 1, 1, 0]])
+    spec = get_spec("fastsam3d_compact")
+    wanted = PromptEncoder3D(spec).prompt_maps(points, labels, None)
+    found = prompt_maps(points, labels, None, spec.mask_size, spec.patch_size / spec.mask_size)
+    assert torch.allclose(found[:1], wanted[:1], atol=1e-5)

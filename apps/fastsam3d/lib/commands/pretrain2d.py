@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-scratch", action="store_true", help="finetune: an encoder that was not distilled (for comparison)"
     )
+    parser.add_argument(
+        "--init", type=Path, help="checkpoint of another run whose averaged weights a new run of the stage begins with"
+    )
     parser.add_argument("--seed", type=int, help="seed instead of the recipe's")
     parser.add_argument("--minutes", type=float, help="time budget of the stage instead of the recipe's")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
@@ -63,5 +66,7 @@ def main(args: argparse.Namespace) -> int:
         OwnSlices(args.data, config.seed) if args.data else None,
         args.from_scratch,
     )
+    if args.init and not run.checkpoint.exists():
+        logging.info("began with %s; new parameters: %s", args.init, ", ".join(run.warm_start(args.init)) or "none")
     emit(json.dumps(run.run()))
     return 0

@@ -165,8 +165,9 @@ class RepVitSpec:
         strides: of the downsampling blocks that start stages 1 to 3, after a stem of stride 4. As published for SAM the
             last is 1. (The published code decides that by an input of 320 channels; here it holds for every width.)
         out: channels of the embedding.
-        detail: channels of fine features at four times the grid's resolution, as cheap convolutions see them; they ride
-            in the embedding as 16 times as many channels behind the first `out`, for a decoder that refines.
+        detail: channels of fine features at four times the grid's resolution, as cheap convolutions see them; they and
+            the image itself ride in the embedding as 16 * (3 + detail) channels behind the first `out`, for a decoder
+            that refines. 0 for none.
     """
 
     image_size: int = 256
@@ -192,8 +193,8 @@ class Decoder2dSpec:
         extra_masks: mask tokens beside mask 0.
         iou_width: hidden width of the IoU head.
         dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
-        refine: convolutions join the upscaled features, the encoder's detail and the prompt maps; needs dense_clicks
-            and an encoder with that many detail channels; 0 for none.
+        refine: convolutions join the upscaled features, the encoder's detail, the prompt maps, and how much each pixel
+            looks like what is prompted; needs dense_clicks and an encoder with that many detail channels; 0 for none.
     """
 
     width: int = 256

@@ -87,20 +87,22 @@ def neck2d(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Detail(nn.Module):
-    """Fine features of an image at four times its embedding's grid, folded into the channels of that grid.
+    """The image and fine features of it at four times its embedding's grid, folded into the channels of that grid.
 
     Args:
-        channels: of the features. stride: of the first convolution, pixels a fine cell.
+        channels: of the features; the image's three come before them. stride: pixels a fine cell.
     """
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.conv1 = nn.Conv2d(3, channels, 3, stride, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 16 * channels, H / (4 * stride), W / (4 * stride))."""
-        return F.pixel_unshuffle(self.conv2(F.gelu(self.conv1(image))), 4)
+        """(B, 3, H, W) -> (B, 16 * (3 + channels), H / (4 * stride), W / (4 * stride))."""
+        fine = self.conv2(F.gelu(self.conv1(image)))
+        return F.pixel_unshuffle(torch.cat([F.avg_pool2d(image, self.stride).to(fine.dtype), fine], dim=1), 4)
 
 
 class FeedForward(nn.Module):

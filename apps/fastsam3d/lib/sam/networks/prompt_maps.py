@@ -6,6 +6,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = 0, 1, 2, 3
 
@@ -52,3 +53,44 @@ def _outer(profiles: Tensor) -> Tensor:
         for d in range(dims)
     ]
     return reduce(torch.mul, parts)
+
+
+def likeness(image: Tensor, maps: Tensor, ring: int = 4) -> Tensor:
+    """How much each pixel looks like what the prompts mark as the object, and like what they mark as its surroundings.
+
+    The object's colours are those in the middle of the box, at positive clicks and in the mask of the round before; the
+    surroundings' those in a ring around the box and at negative clicks. (How alike a pixel and the clicks look is an
+    input of the network since DeepIGeoS, Wang et al. 2018.)
+
+    Args:
+        image: (1 or B, 3, m, m) in [0, 1]. maps: (B, 4, m, m) of `prompt_maps`.
+        ring: width of the ring, cells.
+
+    Returns:
+        (B, 3, m, m): likeness to the object and to the surroundings in [0, 1], and which prevails, in [-1, 1].
+    """
+    before, positive, negative, box = maps.split(1, dim=1)
+    wide = F.max_pool2d(box, 2 * ring + 1, 1, ring)
+    distances = []
+    for weight in (box * _middle(box) + 4 * positive + before.relu(), wide - box + 4 * negative):
+        total = weight.sum((2, 3), keepdim=True).clamp_min(1e-3)
+        mean = (weight * image).sum((2, 3), keepdim=True) / total
+        square = (image - mean).square()
+        spread = (weight * square).sum((2, 3), keepdim=True) / total + 2e-4
+        distances.append((square / spread).mean(1, keepdim=True))
+    near, far = distances
+    return torch.cat([torch.exp(-0.5 * near), torch.exp(-0.5 * far), torch.tanh(0.25 * (far - near))], dim=1)
+
+
+def _middle(box: Tensor) -> Tensor:
+    """A Gaussian (B, 1, m, m) over the middle of a box map, half as wide as the box's own spread; zeros without a box."""
+    axis = torch.arange(box.shape[-1], device=box.device, dtype=box.dtype)
+    out = torch.ones_like(box)
+    for dim in (2, 3):
+        profile = box.sum(5 - dim)  # (B, 1, m) along this axis
+        total = profile.sum(-1, keepdim=True).clamp_min(1e-3)
+        centre = (profile * axis).sum(-1, keepdim=True) / total
+        width = ((profile * (axis - centre).square()).sum(-1, keepdim=True) / total).sqrt().clamp_min(0.5)
+        fall = torch.exp(-0.5 * ((axis - centre) / (0.7 * width)).square())
+        out = out * (fall[..., :, None] if dim == 2 else fall[..., None, :])
+    return out

@@ -112,7 +112,7 @@ class RepVitEncoder(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W), multiples of the total stride -> embedding (B, out + 16 * detail, H / 16, W / 16)."""
+        """(B, 3, H, W), multiples of the total stride -> embedding (B, out + 16 * (3 + detail), H / 16, W / 16)."""
         image = x
         for feature in self.features:
             x = feature(x)

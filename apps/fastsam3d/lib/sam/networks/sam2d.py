@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..spec import Sam2dSpec
 from .layers import ChannelNorm, Perceptron
-from .prompt_maps import prompt_maps
+from .prompt_maps import likeness, prompt_maps
 from .transformer import TwoWayTransformer
 
 PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
@@ -133,17 +133,29 @@ class PromptEncoder2D(nn.Module):
 
 
 class Refinement(nn.Module):
-    """Joins upscaled features, the image's detail and the prompt maps, all (B, ., m, m); adds to the features."""
+    """Joins upscaled features, the image and its detail, prompt maps and `likeness`, all (B, ., m, m).
+
+    It adds to the features, and nothing at first (the last convolution starts at zero). No convolution is dilated: on CPUs
+    torch 2.13 gives garbage as the bfloat16 gradients of dilated convolutions of single channels.
+    """
 
     def __init__(self, channels: int, detail: int) -> None:
         super().__init__()
-        self.join = nn.Conv2d(channels + detail + 4, channels, 1)
-        self.mix = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.out = nn.Conv2d(channels, channels, 1)
+        hidden = 2 * channels
+        self.join = nn.Conv2d(channels + 3 + detail + 4 + 3, hidden, 1)
+        self.near = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 1)
+        self.far = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.out = nn.Conv2d(hidden, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
-        y = F.relu(self.join(torch.cat([x, detail.expand(len(x), -1, -1, -1).to(x.dtype), maps.to(x.dtype)], dim=1)))
-        return x + self.out(F.relu(self.mix(y)))
+        alike = likeness(detail[:, :3].detach().float(), maps.float())
+        parts = (x, detail.expand(len(x), -1, -1, -1), maps, alike)
+        y = F.relu(self.join(torch.cat([part.to(x.dtype) for part in parts], dim=1)))
+        y = F.relu(self.mix(self.near(y)))
+        return x + self.out(F.relu(self.far(y)))
 
 
 class MaskDecoder2D(nn.Module):
@@ -180,7 +192,7 @@ class MaskDecoder2D(nn.Module):
         """Predict masks.
 
         Args:
-            image: (1 or B, width, g, g) embedding, with 16 times `refine` channels of detail behind. image_pe: (1, width, g, g).
+            image: (1 or B, width, g, g) embedding, the encoder's detail in the channels behind. image_pe: (1, width, g, g).
             sparse: (B, t, width). dense: (1 or B, width, g, g).
             multimask: masks 1.. instead of mask 0.
             maps: (B, 4, 4g, 4g) prompts as maps, for a decoder that refines.

@@ -165,7 +165,7 @@ class TinyVitEncoder(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> embedding (B, out + 16 * detail, H / 4, W / 4)."""
+        """(B, 3, H, W) -> embedding (B, out + 16 * (3 + detail), H / 4, W / 4)."""
         image, x = x, self.patch_embed(x)
         for layer in self.layers:
             x = layer(x)

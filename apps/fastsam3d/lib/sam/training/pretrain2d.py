@@ -158,6 +158,19 @@ class Training2d:
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         return True
 
+    def warm_start(self, checkpoint: Path) -> list[str]:
+        """Begin with the averaged weights of another run of that spec; parameters that it lacks, or has in another
+        shape, keep their fresh values.
+
+        Returns:
+            The names of those parameters.
+        """
+        own = self.model.state_dict()
+        fitting = {k: v for k, v in averaged(checkpoint).items() if k in own and own[k].shape == v.shape}
+        for model in (self.model, self.average):
+            model.load_state_dict(self.model.state_dict() | fitting)
+        return sorted(own.keys() - fitting.keys())
+
     def stream(self, number: int) -> ImageBatches:
         """The images of the number-th pass of all processes; passes and processes are interchangeable."""
         c = self.config
