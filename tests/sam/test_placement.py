@@ -72,7 +72,7 @@ def test_a_fine_patch_is_given_up_for_a_large_object():
 def test_boxes_choose_the_scale_themselves():
     small, usual, large = (
         place_patch(GRID, Prompts((), Box(tuple(m - h for m in MIDDLE), tuple(m + h for m in MIDDLE))), SPEC).spacing_mm
-        for h in (6, 25, 95)
+        for h in (6, 32, 95)
     )
     assert small == pytest.approx(1.5 / 2.5) and usual == 1.5 and large > 3
     plain = replace(SPEC, zoom=False)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from lib.sam.postprocess import connected_to_clicks, upsample
+from lib.sam.networks.layers import trilinear
+from lib.sam.postprocess import connected_to_clicks, steadied
+from lib.sam.zoo import get_spec
 
 
 def _two_parts():
@@ -35,4 +37,12 @@ def test_upsampling_is_the_published_interpolation(cells, size):
     expected = torch.nn.functional.interpolate(
         logits[None, None], size=(size,) * 3, mode="trilinear", align_corners=False
     )
-    torch.testing.assert_close(upsample(logits, size), expected[0, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(trilinear(logits, size), expected[0, 0], rtol=0, atol=1e-5)
+
+
+def test_a_click_counts_alone_where_it_is_and_half_far_away():
+    spec = get_spec("fastsam3d_compact")
+    before, after = torch.zeros(1, 1, 32, 32, 32), torch.ones(1, 1, 32, 32, 32)
+    out = steadied(before, after, torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]]), spec)
+    assert out[0, 0, 16, 16, 16] > 0.99 and out[0, 0, 1, 30, 1] > 0.98
+    assert out[0, 0, 31, 0, 31] == 1 - spec.steady

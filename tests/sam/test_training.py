@@ -7,11 +7,13 @@ import pytest
 import torch
 from lib.sam.anatomy.fields import Draw
 from lib.sam.build import build_sam
-from lib.sam.losses import hard_iou, mask_loss
+from lib.sam.losses import hard_iou, mask_loss, surface_loss
+from lib.sam.networks.layers import trilinear
 from lib.sam.training.data import TrainingPatches, occupancy, pick_targets
-from lib.sam.training.pretrain import PretrainConfig, Pretraining, unroll
+from lib.sam.training.pretrain import PretrainConfig, Pretraining, rounds_loss, unroll
 from lib.sam.training.prompting import boxes, error_clicks
 from lib.sam.zoo import get_spec
+from torch.nn import functional as F
 
 
 def _ball(m=16, centre=(8, 8, 8), radius=4.0):
@@ -45,10 +47,10 @@ def test_occupancy_and_targets_take_one_connected_part():
     label = torch.zeros(32, 32, 32, dtype=torch.long)
     label[4:16, 4:16, 4:16] = 1
     label[26:30, 26:30, 26:30] = 1  # a smaller, separate part of the same label
-    cells = occupancy(label == 1)
+    cells = occupancy(label == 1, 4)
     assert cells.shape == (8, 8, 8) and float(cells.sum()) * 64 == int((label == 1).sum())
     target = pick_targets(Draw(0), label, 2)
-    assert target.shape == (2, 8, 8, 8) and int(target[0].sum()) == 12**3
+    assert target.shape == (2, 16, 16, 16) and int(target[0].sum()) == 12**3 * 8
     assert len(pick_targets(Draw(0), torch.zeros_like(label), 2)) == 0
 
 
@@ -63,8 +65,34 @@ def test_loss_prefers_the_right_mask():
 def test_small_cubes_take_their_place_in_the_position_grid():
     torch.manual_seed(0)
     model = build_sam(get_spec("fastsam3d_compact"))
-    outs = unroll(model, torch.randn(2, 2, 32, 32, 32), torch.rand(2, 3, 8, 8, 8), 2, True, True, 0.3)
-    assert [tuple(o[0].shape) for o in outs] == [(6, 1, 8, 8, 8)] * 2
+    halves = torch.rand(2, 3, 16, 16, 16)
+    outs, sharp = unroll(model, torch.randn(2, 2, 32, 32, 32), occupancy(halves, 2), 2, True, True, 0.3)
+    assert [tuple(o[0].shape) for o in outs] == [(6, 1, 8, 8, 8)] * 2 and sharp.shape == (6, 1, 16, 16, 16)
+    rounds_loss(outs, sharp, halves)["total"].backward()
+    assert all(p.grad is not None for p in model.mask_decoder.sharpen.parameters())
+
+
+def test_fresh_sharpening_is_interpolation_and_learns_where_the_edge_is():
+    torch.manual_seed(0)
+    model = build_sam(get_spec("fastsam3d_compact"))
+    size = 32
+    ball = (torch.stack(torch.meshgrid(*[torch.arange(size)] * 3, indexing="ij")).sub(15).square().sum(0) < 81).float()
+    image = torch.stack([ball, ball])[None]
+    halves = occupancy(ball, 2)[None, None]
+    blurred = 3 * (F.avg_pool3d(occupancy(ball, 4)[None, None], 3, stride=1, padding=1) - 0.35)
+    with torch.no_grad():
+        embedding = model.encode(image, torch.zeros(1, 3, dtype=torch.long))
+        torch.testing.assert_close(model.sharpen(embedding, blurred), trilinear(blurred, 16))
+    head = model.mask_decoder.sharpen
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.02)
+    losses = []
+    for _ in range(30):
+        loss = surface_loss(model.sharpen(embedding, blurred), halves)["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.4 * losses[0]
 
 
 def test_patches_are_deterministic_and_of_the_stated_form():
@@ -75,7 +103,7 @@ def test_patches_are_deterministic_and_of_the_stated_form():
 
     a, b = first(1), first(1)
     assert torch.equal(a["image"], b["image"]) and a["image"].shape == (2, 2, 32, 32, 32)
-    assert a["target"].shape == (2, 3, 8, 8, 8) and int(a["target"].max()) <= 64
+    assert a["target"].shape == (2, 3, 16, 16, 16) and int(a["target"].max()) <= 64
 
 
 def test_a_recipe_with_a_typing_error_is_refused(tmp_path):

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .build import Sam3D, build_sam
+from .networks.layers import trilinear
 from .networks.prompt3d import POSITIVE
-from .postprocess import upsample
 from .segmenter import VolumeSegmenter
 from .spec import SamSpec
 from .zoo import get_spec
@@ -130,7 +130,7 @@ def _click(
     previous = torch.zeros(1, 1, *(spec.mask_size,) * 3, device=device)
     logits, _ = model.decode(embedding, points, previous)
     if isinstance(model, VolumeSegmenter):
-        return upsample(logits[0, 0], spec.patch_size)
+        return trilinear(logits[0, 0], spec.patch_size)
     return F.interpolate(logits, size=(spec.patch_size,) * 3, mode="trilinear", align_corners=False)
 
 

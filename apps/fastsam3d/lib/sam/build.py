@@ -31,15 +31,18 @@ class Sam3D(nn.Module):
     def encode(self, patch: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Normalised patch (B, channels, S, S, S) -> embedding (B, out, g, g, g), skip features.
 
-        The skip features are those of the stem (strides 8 and 4) and, for `appearance`, the mean intensities of the
-        mask grid's cells.
+        The skip features are those of the stem (strides 8 and 4), for `appearance` the mean intensities of the mask
+        grid's cells, and for `sharpen` the stem's at stride 2 and the mean intensities of cells of two voxels.
 
         Args:
             window: (B, 3) token offsets of cubes smaller than the spec's (training only), or None.
         """
-        embedding, skips = self.image_encoder.forward_features(patch, window)
+        embedding, stem = self.image_encoder.forward_features(patch, window)
+        skips = stem[:2]
         if self.spec.decoder.appearance:
             skips = (*skips, pool_cells(patch, self.spec.patch_size // self.spec.mask_size))
+        if self.spec.decoder.sharpen:
+            skips = (*skips, stem[2], pool_cells(patch, self.spec.patch_size // self.spec.mask_size // 2))
         return embedding, skips
 
     def decode(
@@ -65,6 +68,13 @@ class Sam3D(nn.Module):
         sparse, dense, maps = self.prompt_encoder(points, mask, window, cues)
         pe = self.prompt_encoder.dense_position(window, image.shape[-1])
         return self.mask_decoder(image, pe, sparse, dense, skips=skips, maps=maps)
+
+    def sharpen(self, embedding: tuple[Tensor, tuple[Tensor, ...]], logits: Tensor) -> Tensor:
+        """Logits to show: of `decode`, (B, 1, m, m, m), at twice their resolution where the spec says so."""
+        if not self.spec.decoder.sharpen:
+            return logits
+        skips = embedding[1]
+        return self.mask_decoder.sharpen(logits, skips[1], skips[-2], skips[-1])
 
 
 def build_sam(spec: SamSpec) -> Sam3D:

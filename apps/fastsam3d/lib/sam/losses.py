@@ -14,6 +14,12 @@ def hard_iou(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(union > 0, (pred & true).sum(1) / union.clamp_min(1), torch.ones_like(union, dtype=torch.float))
 
 
+def soft_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice with squared denominators, as published; (B, n) each -> (B,)."""
+    p, t = probability, target
+    return 1 - (2 * (p * t).sum(1) + 1) / (p.square().sum(1) + t.square().sum(1) + 1)
+
+
 def mask_loss(
     logits: Tensor,
     target: Tensor,
@@ -35,7 +41,7 @@ def mask_loss(
     logits, target = logits.float(), target.float()
     p = logits.sigmoid().flatten(1)
     t = target.flatten(1)
-    dice = 1 - (2 * (p * t).sum(1) + 1) / (p.square().sum(1) + t.square().sum(1) + 1)
+    dice = soft_dice_loss(p, t)
     share = t.mean(1, keepdim=True).clamp_min(1e-5)
     weight = (0.1 / share).clamp(1, balance)
     bce = F.binary_cross_entropy_with_logits(logits.flatten(1), t, reduction="none")
@@ -57,3 +63,22 @@ def embedding_divergence(student: Tensor, teacher: Tensor, temperature: float = 
     """
     p, q = (x.float().movedim(1, -1).flatten(0, -2) / temperature for x in (student, teacher))
     return temperature**2 * F.kl_div(p.log_softmax(-1), q.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+def surface_loss(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Dice + cross-entropy of sharpened logits. Object and background weigh the same, so that the surface is not moved.
+
+    Args:
+        logits: (B, 1, n, n, n). target: the same shape, occupancy in [0, 1].
+
+    Returns:
+        "total", "dice", "bce": scalars; the cross-entropy is summed over the cube and divided by the size of object and
+        prediction together.
+    """
+    x, t = logits.float().flatten(1), target.float().flatten(1)
+    p = x.sigmoid()
+    size = t.sum(1) + p.detach().sum(1) + 100
+    bce = F.binary_cross_entropy_with_logits(x, t, reduction="none").sum(1) / size
+    terms = {"dice": soft_dice_loss(p, t).mean(), "bce": bce.mean()}
+    terms["total"] = terms["dice"] + 0.5 * terms["bce"]
+    return terms

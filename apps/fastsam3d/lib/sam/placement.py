@@ -25,7 +25,7 @@ CLICK_MARGIN = 1.25
 MOVE_MARGIN = 1.05
 """What would fill more of the patch than its share 1 / MOVE_MARGIN is seen coarser rather than shifted."""
 
-SMALL, WANTED = 0.22, 0.45
+SMALL, WANTED = 0.6, 0.6
 """A first mask whose longest side is below SMALL of the patch is brought up to WANTED of it."""
 
 REACH = 0.7

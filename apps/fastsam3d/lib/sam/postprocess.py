@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
+
+from .spec import SamSpec
 
 _CORNERS = np.ones((3, 3, 3))
+
+NEAR = 12.0
+"""How far a click's word alone counts: standard deviation of a Gaussian, patch voxels."""
 
 
 def connected_to_clicks(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -38,25 +40,22 @@ def connected_to_clicks(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return np.where((parts > 0) & ~np.isin(parts, list(keep)), np.float32(-1), logits)
 
 
-def upsample(logits: Tensor, size: int) -> Tensor:
-    """Trilinear interpolation of a cube as published (cell centres, edges repeated), one axis after the other.
+def steadied(before: Tensor, after: Tensor, clicks: Tensor, spec: SamSpec) -> Tensor:
+    """Logits after a click, mixed with those before it where the click is far away.
 
-    Three products with a small matrix: the same values as `interpolate` up to rounding, in a quarter of its time on a CPU.
+    A click says much about its neighbourhood and little about the other end of the organ; the mean of two answers of
+    the network is steadier there than the newer alone.
 
     Args:
-        logits: (m, m, m) float32.
-        size: edge of the result.
+        before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels.
 
     Returns:
-        (size, size, size) float32.
+        (1, 1, m, m, m): `after` at the clicks; far away, a share of `spec.steady` of `before`.
     """
-    m = logits.shape[0]
-    weights = _weights(m, size).to(logits.device)
-    x = (weights @ logits.reshape(m, -1)).reshape(size, m, m)
-    return ((weights @ x).reshape(-1, m) @ weights.T).reshape(size, size, size)
-
-
-@lru_cache(maxsize=8)
-def _weights(cells: int, size: int) -> Tensor:
-    """(size, cells): the share of every cell in every place of the result along one axis."""
-    return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+    m = spec.mask_size
+    cell = spec.patch_size // m
+    centres = torch.arange(m) * cell + (cell - 1) / 2
+    near = torch.exp(-((centres - clicks[..., None]) ** 2) / (2 * NEAR**2))  # (N, 3, m)
+    near = torch.einsum("na,nb,nc->nabc", near[:, 0], near[:, 1], near[:, 2]).amax(0)
+    kept = (spec.steady * (1 - near)).to(after.device)
+    return kept * before + (1 - kept) * after

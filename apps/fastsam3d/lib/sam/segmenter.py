@@ -20,9 +20,10 @@ from .build import Sam3D
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .intensity import padding_floor
+from .networks.layers import trilinear
 from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, follow, holds, look_again, place_patch
-from .postprocess import connected_to_clicks, upsample
+from .postprocess import connected_to_clicks, steadied
 from .preprocess import network_input
 from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
@@ -131,6 +132,11 @@ class VolumeSegmenter:
             logits, iou = self.model.decode(embedding, points, previous)
         return logits.float(), iou.float()
 
+    def sharpen(self, embedding, logits: Tensor) -> Tensor:
+        """`Sam3D.sharpen` likewise, in float32."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            return self.model.sharpen(embedding, logits).float()
+
     @torch.inference_mode()
     def segment(self, session: ImageSession, prompts: Prompts) -> Segmentation:
         """Answers prompts on an open session.
@@ -146,7 +152,8 @@ class VolumeSegmenter:
         if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
             warnings.append("the box is larger than the region that the model sees and was cut to it")
         with stage(timings, "decode"):
-            logits = upsample(self._shown(view.logits, view.rounds)[0, 0], self.spec.patch_size).cpu().numpy()
+            sharp = self.sharpen(view.embedding, view.logits)
+            logits = trilinear(self._shown(sharp, view.rounds)[0, 0], self.spec.patch_size).cpu().numpy()
         with stage(timings, "paste"):
             mask_box, corner = view.frame.paste(logits)
         if mask_box.size == 0:
@@ -172,26 +179,19 @@ class VolumeSegmenter:
             raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
         return self._view(session, self._place(session, prompts, timings), prompts, timings)
 
-    def _view(
-        self,
-        session: ImageSession,
-        frame: PatchFrame,
-        prompts: Prompts,
-        timings: dict[str, float],
-        first_passes: int | None = None,
-    ) -> View:
+    def _view(self, session: ImageSession, frame: PatchFrame, prompts: Prompts, timings: dict[str, float]) -> View:
         """The answer to prompts in a given patch."""
         embedding = self._embedding(session, frame, timings)
         with stage(timings, "decode"):
             rounds, outside = self._rounds(frame, prompts)
-            state = self._replay(session, frame, embedding, rounds, first_passes or self.spec.first_passes)
+            state = self._replay(session, frame, embedding, rounds)
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     def _shown(self, logits: Tensor, rounds) -> Tensor:
-        """The logits (1, 1, m, m, m) of which the mask is made."""
+        """The logits (1, 1, n, n, n) of which the mask is made."""
         if not self.spec.connected:
             return logits.float()
-        cell = self.spec.patch_size // self.spec.mask_size
+        cell = self.spec.patch_size // logits.shape[-1]
         clicked = [p for r in rounds for p, label in r if label == POSITIVE]
         cells = np.array(clicked, dtype=int).reshape(-1, 3) // cell
         return torch.from_numpy(connected_to_clicks(logits[0, 0].float().cpu().numpy(), cells))[None, None]
@@ -222,7 +222,8 @@ class VolumeSegmenter:
 
     def _first_frame(self, session: ImageSession, first: Prompts, timings: dict[str, float]) -> PatchFrame:
         frame = place_patch(session.volume.grid, first, self.spec)
-        seen = self._view(session, frame, first, timings, first_passes=1).logits[0, 0].float().cpu().numpy() > 0
+        view = self._view(session, frame, first, timings)
+        seen = self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
         return place_patch(session.volume.grid, first, self.spec, look_again(frame, seen, self.spec))
 
     def _next_frame(
@@ -276,9 +277,9 @@ class VolumeSegmenter:
         rounds += [tuple(rest[i : i + SINGLE_CLICKS]) for i in range(0, len(rest), SINGLE_CLICKS)]
         return rounds, int((~used).sum())
 
-    def _replay(self, session: ImageSession, frame: PatchFrame, embedding, rounds, first_passes: int) -> _State:
+    def _replay(self, session: ImageSession, frame: PatchFrame, embedding, rounds) -> _State:
         """Runs the decoder for every round that was not replayed before."""
-        base = ("logits", self.weights_version, _frame_key(frame), first_passes)
+        base = ("logits", self.weights_version, _frame_key(frame))
         state, done = None, 0
         for n in range(len(rounds), 0, -1):
             state = session.get((*base, tuple(rounds[:n])))
@@ -291,9 +292,12 @@ class VolumeSegmenter:
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
-            for _ in range(first_passes if n == 0 else 1):
+            for _ in range(self.spec.first_passes if n == 0 else 1):
                 logits, iou = self.decode(embedding, (points, labels), previous)
                 previous = logits
+            if state and self.spec.steady:
+                newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
+                logits = steadied(state.logits, logits, newest, self.spec)
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state

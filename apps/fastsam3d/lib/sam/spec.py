@@ -65,6 +65,7 @@ class DecoderSpec:
         dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
         refine: convolutions on the upscaled features, fed with the stem's features and the dense prompt maps.
         appearance: tokens know what was clicked, and maps say where else it looks like that (networks/appearance.py).
+        sharpen: channels of the head that doubles the resolution of the logits (networks/sharpen.py); 0 for none.
     """
 
     width: int = 384
@@ -78,6 +79,7 @@ class DecoderSpec:
     dense_clicks: bool = False
     refine: bool = False
     appearance: bool = False
+    sharpen: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class SamSpec:
         half: the network runs in bfloat16 where the device does that natively (it was trained so).
         first_passes: decoder passes over the first prompt, each with the logits of the pass before as mask prompt; more
             than one only for models that were trained with rounds that bring no new click.
+        steady: share of the logits before a click that is kept far away from it (see postprocess.py); 0 as published.
         zoom: after a first look at the first prompt the patch is placed anew: coarser where the object leaves it,
             finer where the object is small (see placement.py). Needs lattice "click".
     """
@@ -108,6 +111,7 @@ class SamSpec:
     connected: bool = False
     half: bool = False
     first_passes: int = 1
+    steady: float = 0.0
     zoom: bool = False
 
     @property

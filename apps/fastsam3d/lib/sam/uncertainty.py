@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .geometry import Grid
+from .networks.layers import trilinear
 from .networks.prompt3d import BOX_HIGH, BOX_LOW
-from .postprocess import upsample
 from .prompts import Prompts
 from .segmenter import VolumeSegmenter
 from .session import ImageSession
@@ -71,7 +71,7 @@ def uncertainty_map(segmenter: VolumeSegmenter, session: ImageSession, prompts: 
     chance = torch.sigmoid(torch.cat(logits)[:, 0].float()).cpu()
     mean = chance.mean(dim=0)
     doubt, total = float(_entropy(chance).mean()), float(_entropy(mean).mean())
-    fine = _entropy(upsample(mean, segmenter.spec.patch_size).clamp(0, 1)).numpy()
+    fine = _entropy(trilinear(mean, segmenter.spec.patch_size).clamp(0, 1)).numpy()
     values, corner = view.frame.paste_values(fine)
     return UncertaintyMap(values, corner, session.volume.grid, (total - doubt) / total if total > 0 else 0.0)
 

@@ -28,6 +28,7 @@ _COMPACT_DECODER = DecoderSpec(
     dense_clicks=True,
     refine=True,
     appearance=True,
+    sharpen=32,
 )
 
 _ROWS = (
@@ -56,6 +57,7 @@ _ROWS = (
         connected=True,
         half=True,
         first_passes=3,
+        steady=0.5,
         zoom=True,
     ),
     SamSpec(
@@ -67,6 +69,7 @@ _ROWS = (
         connected=True,
         half=True,
         first_passes=3,
+        steady=0.5,
         zoom=True,
     ),
 )

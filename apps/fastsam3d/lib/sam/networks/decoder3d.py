@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..spec import SamSpec
 from .appearance import zero_
 from .layers import ChannelNorm, Perceptron
+from .sharpen import Sharpen
 from .transformer import TwoWayTransformer
 
 
@@ -49,7 +50,7 @@ class Refine(nn.Module):
 
 
 class MaskDecoder3D(nn.Module):
-    """See the module. State-dict keys are the published ones, plus `refine.*` in the compact variant."""
+    """See the module. State-dict keys are the published ones, plus `refine.*` and `sharpen.*` in the compact variant."""
 
     def __init__(self, spec: SamSpec) -> None:
         super().__init__()
@@ -72,6 +73,8 @@ class MaskDecoder3D(nn.Module):
             _, fine, coarse = spec.encoder.stem_widths
             alike = 2 * (spec.encoder.channels + 1) if d.appearance else 0
             self.refine = Refine(w // 4, w // 8, coarse, fine, 4, alike)
+        if d.sharpen:
+            self.sharpen = Sharpen(spec)
 
     def forward(
         self,

@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions with strides 2, 4, 8, 16 -> tokens, and features at strides 8 and 4 for the mask decoder.
+    """Convolutions with strides 2, 4, 8, 16 -> tokens, and features at strides 8, 4 and 2 for the mask decoder.
 
     Only for patch 16. `spec.stem_widths` = channels at strides 2, 4, 8.
     """
@@ -88,7 +88,7 @@ class ConvStem(nn.Module):
         x = F.gelu(self.norm1(self.conv1(x)))
         fine = self.stage2(self.conv2(x))  # stride 4
         coarse = self.stage3(self.conv3(fine))  # stride 8
-        return self.conv4(coarse).movedim(1, -1), (coarse, fine)
+        return self.conv4(coarse).movedim(1, -1), (coarse, fine, x)
 
 
 class ImageEncoder3D(nn.Module):
@@ -131,7 +131,7 @@ class ImageEncoder3D(nn.Module):
         return out
 
     def forward_features(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, channels, S, S, S) -> embedding (B, out, g, g, g) and skip features (stride 8, stride 4) or ()."""
+        """(B, channels, S, S, S) -> embedding (B, out, g, g, g) and skip features (strides 8, 4, 2) or ()."""
         x, skips = self.embed(x, window)
         for block in self.blocks:
             x = block(x)

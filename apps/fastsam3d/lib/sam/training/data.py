@@ -2,7 +2,7 @@
 
 A sample is a dict of tensors, V cubes of edge s (s = S, or smaller cubes cut from one case), K targets each:
     image   (V, channels, s, s, s) float16, normalised (intensity.normalise)
-    target  (V, K, m, m, m) uint8: how many of the 64 voxels of each cell of the mask grid (m = s / 4) are the object's
+    target  (V, K, s/2, s/2, s/2) uint8: 64 times the object's share of each cell of two voxels an axis
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ def vary(draw: Draw, case: Case) -> Case:
     return Case(image, label, inside)
 
 
-def occupancy(mask: Tensor) -> Tensor:
-    """Share of each 4x4x4 cell that is True: (S, S, S) bool -> (S/4, S/4, S/4) float32."""
-    m = mask.shape[0] // 4
-    return mask.reshape(m, 4, m, 4, m, 4).float().mean((1, 3, 5))
+def occupancy(mask: Tensor, edge: int) -> Tensor:
+    """Share of each cell of `edge` voxels an axis: (..., S, S, S) bool or float -> (..., S/edge, ...) float32."""
+    m = mask.shape[-1] // edge
+    return mask.reshape(*mask.shape[:-3], m, edge, m, edge, m, edge).float().mean((-5, -3, -1))
 
 
 def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
-    """Occupancy (count, S/4, S/4, S/4) uint8 in 0..64 of `count` random objects (their largest connected part).
+    """Occupancy (count, S/2, S/2, S/2) uint8 in 0..64 of `count` random objects (their largest connected part).
 
     Returns an empty tensor when the patch holds no object of MIN_VOXELS. Objects repeat where there are fewer.
     """
@@ -129,13 +129,15 @@ def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
     targets = []
     while wanted and len(targets) < count:
         value = wanted.pop(draw.integer(0, len(wanted)))
-        cells = occupancy(label == value)
+        halves = occupancy(label == value, 2)
+        cells = occupancy(halves, 2)
         parts, n = ndimage.label((cells > 0).numpy(), structure=np.ones((3, 3, 3)))
         if n > 1:
-            keep = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-            cells = cells * torch.from_numpy(parts == keep)
+            keep = torch.from_numpy(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
+            cells = cells * keep
+            halves = halves * keep.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
         if bool((cells > 0.5).any()):  # what losses and clicks count as the object
-            targets.append((cells * 64).round().to(torch.uint8))
+            targets.append((halves * 64).round().to(torch.uint8))
     if not targets:
         return torch.empty(0)
     return torch.stack([targets[i % len(targets)] for i in range(count)])

@@ -26,12 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 from ..anatomy.fields import Draw
 from ..build import Sam3D
 from ..device import has_bfloat16
-from ..losses import mask_loss
-from .data import pick_targets
+from .data import occupancy, pick_targets
 from .finetune_config import FinetuneConfig
 from .loop import cosine_rate, decay_groups, mean_over_processes, processes, save_atomic
-from .patches import Patch, PatchSet, cut, varied
-from .pretrain import unroll
+from .patches import Patch, PatchSet, cut, in_halves, varied
+from .pretrain import rounds_loss, unroll
 
 logger = logging.getLogger(__name__)
 
@@ -237,18 +236,18 @@ class Finetuning:
         """Loss of one patch; every random choice follows from the seed."""
         c, draw = self.config, Draw(seed)
         torch.manual_seed(seed)
-        image, target = self._sample(draw)
+        image, halves = self._sample(draw)
         _, rounds = c.rounds[draw.weighted(share for share, _ in c.rounds)]
         with_box = self.spec.decoder.boxes and draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            outs = unroll(
-                self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share
-            )
-        truth = target.flatten(0, 1)[:, None]
-        return sum(mask_loss(logits, truth, iou)["total"] for logits, iou in outs) / len(outs)
+            outs, sharp = unroll(
+                self.model, image, occupancy(halves, 2), rounds, with_box, draw.chance(0.5), c.uniform_share,
+                c.repeat_share,
+            )  # fmt: skip
+        return rounds_loss(outs, sharp, halves)["total"]
 
     def _sample(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Image (1, channels, s, s, s) and occupancies (1, K, m, m, m) of a random patch or a cube of it."""
+        """Image (1, channels, s, s, s) and occupancies (1, K, s/2, s/2, s/2) of a random patch or a cube of it."""
         c = self.config
         for _ in range(20):
             known = self.patches.rehearsal[: len(self.patches.rehearsal) - len(self._set_aside())]
@@ -301,19 +300,17 @@ class Finetuning:
         for n, path in enumerate([*self.patches.validation[:_VALIDATED], *self._set_aside()]):
             patch = Patch.read(path)
             target = pick_targets(Draw(n), torch.from_numpy(patch.label).long(), 2)
-            kept = torch.from_numpy(patch.kept[[k for k in range(len(patch.kept)) if (patch.kept[k] > 32).sum() > 1]])[
-                :2
-            ]
+            large = [k for k in range(len(patch.kept)) if (patch.kept[k] > 32).sum() > 1]
+            kept = in_halves(torch.from_numpy(patch.kept[large[:2]]))
             count, target = len(target), torch.cat([target, kept]) if len(target) else kept
             if not len(target):
                 continue
             torch.manual_seed(n)
             image = torch.from_numpy(patch.image).float()[None].to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-                outs = unroll(
-                    self.model, image, target[None].to(self.device) / 64, _VALIDATION_CLICKS, False, True, 0.0
-                )
-            truth = (target[:, None] > 32).to(self.device)
+                cells = occupancy(target[None].to(self.device).float() / 64, 2)
+                outs, _ = unroll(self.model, image, cells, _VALIDATION_CLICKS, False, True, 0.0)
+            truth = cells[0, :, None] > 0.5
             scores = torch.stack([_dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
             (learned if n < len(self.patches.validation[:_VALIDATED]) else known).extend(scores[:count])
             known += scores[count:]

@@ -23,6 +23,7 @@ from ..anatomy.generator import generate
 from ..clicks import next_click
 from ..geometry import Grid, PatchFrame
 from ..intensity import normalise, padding_floor
+from ..networks.layers import trilinear
 from ..placement import LARGE, MAX_REFINING, Look, look_again, place_patch
 from ..preprocess import network_input
 from ..probing import answer_cells
@@ -158,7 +159,8 @@ def place(target: np.ndarray, grid: Grid, spec: SamSpec, rng: np.random.Generato
     if look == "wrong":
         spacing = spec.spacing_mm * float(np.exp(rng.uniform(-np.log(MAX_REFINING), np.log(LARGE))))
         return place_patch(grid, prompts, spec, Look(ijk, ijk, spacing))
-    cells = occupancy(torch.from_numpy(frame.crop(target.view(np.uint8), order=0) > 0)).numpy()
+    cell = spec.patch_size // spec.mask_size
+    cells = occupancy(torch.from_numpy(frame.crop(target.view(np.uint8), order=0) > 0), cell).numpy()
     seen = look_again(frame, cells > 0.5, spec)
     return frame if seen is None else place_patch(grid, prompts, spec, seen)
 
@@ -179,13 +181,13 @@ def keep_masks(
         (P, m, m, m) uint8, probabilities times 64; P <= count.
     """
     spec = served.spec
-    m = spec.mask_size
-    free = occupancy(torch.from_numpy((label == 0) & inside)).numpy() == 1
+    m, cell = spec.mask_size, spec.patch_size // spec.mask_size
+    free = occupancy(torch.from_numpy((label == 0) & inside), cell).numpy() == 1
     places = np.argwhere(free)
     if not count or not len(places):
         return np.zeros((0, m, m, m), np.uint8)
     embedding = served.encode(torch.from_numpy(image)[None])
-    taken = occupancy(torch.from_numpy(label > 0)).numpy() > 0.5
+    taken = occupancy(torch.from_numpy(label > 0), cell).numpy() > 0.5
     first = places[rng.integers(len(places), size=_TRIES)]
     answers, _ = answer_cells(served, embedding, first, spec.first_passes)
     usable: list[int] = []
@@ -235,7 +237,7 @@ def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, T
     """A patch flipped, with noise, and its targets: annotated structures first, then what is to be kept.
 
     Returns:
-        image (channels, s, s, s) float32 and occupancies (K, m, m, m) in 0..64, or None without a structure.
+        image (channels, s, s, s) float32 and occupancies (K, s/2, s/2, s/2) in 0..64, or None without a structure.
     """
     flips = [axis for axis in range(3) if draw.chance(0.3)]
     image = torch.from_numpy(patch.image).float().flip([1 + a for a in flips])
@@ -248,7 +250,12 @@ def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, T
     chosen = [large.pop(draw.integer(0, len(large))) for _ in range(min(keep, len(large)))]
     if draw.chance(0.3):
         image = image + draw.log_uniform(0.01, 0.06) * draw.normal(*image.shape)
-    return image, torch.cat([targets, kept[chosen]]) if chosen else targets
+    return image, torch.cat([targets, in_halves(kept[chosen])]) if chosen else targets
+
+
+def in_halves(kept: Tensor) -> Tensor:
+    """What is kept, at the resolution of annotated targets: (P, m, m, m) -> (P, 2m, 2m, 2m) uint8 in 0..64."""
+    return trilinear(kept.float(), 2 * kept.shape[-1]).round().to(torch.uint8)
 
 
 def _generated(seed: int, spec: SamSpec) -> Patch:

@@ -22,9 +22,9 @@ from ..anatomy.fields import Draw
 from ..anatomy.generator import generate
 from ..build import Sam3D, build_sam
 from ..intensity import normalise
-from ..losses import mask_loss
+from ..losses import mask_loss, surface_loss
 from ..zoo import get_spec
-from .data import TrainingPatches, load_scans, pick_targets, read_split
+from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
 from .loop import config_from, cosine_rate, decay_groups, follow, mean_over_processes, processes, read_json, save_atomic
 from .prompting import boxes, error_clicks
 
@@ -87,7 +87,7 @@ def unroll(
     click_first: bool,
     uniform_share: float,
     repeat_share: float = 0.0,
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Simulated rounds of prompts.
 
     Args:
@@ -95,7 +95,7 @@ def unroll(
         target: (V, K, m, m, m) occupancy in [0, 1].
 
     Returns:
-        For each round the logits (V * K, 1, m, m, m) and the predicted IoU (V * K, 1).
+        For each round the logits (V * K, 1, m, m, m) and the predicted IoU (V * K, 1); the sharpened logits of the last.
     """
     spec, (cubes, objects) = model.spec, target.shape[:2]
     window = None
@@ -126,6 +126,24 @@ def unroll(
         logits, iou = model.decode(embedding, (points, labels), previous, window)
         out.append((logits.float(), iou))
         current = previous = logits.detach().float()
+    return out, model.sharpen(embedding, logits)
+
+
+def rounds_loss(outs: list[tuple[Tensor, Tensor]], sharp: Tensor, halves: Tensor) -> dict[str, Tensor]:
+    """Loss of what `unroll` returned.
+
+    Args:
+        halves: (V, K, n, n, n) occupancy in [0, 1] at the resolution of sharpened logits.
+
+    Returns:
+        "total"; "first" and "last": Dice terms of those rounds; "sharp": that of the sharpened logits, if there are any.
+    """
+    truth = occupancy(halves, 2).flatten(0, 1)[:, None]
+    terms = [mask_loss(logits, truth, iou) for logits, iou in outs]
+    out = {"first": terms[0]["dice"], "last": terms[-1]["dice"], "total": sum(t["total"] for t in terms) / len(terms)}
+    if sharp.shape[-1] == halves.shape[-1]:
+        fine = surface_loss(sharp, halves.flatten(0, 1)[:, None])
+        out["sharp"], out["total"] = fine["dice"], out["total"] + fine["total"]
     return out
 
 
@@ -227,17 +245,16 @@ class Pretraining:
         draw = Draw(c.seed * 7919 + self.step)
         image = batch["image"].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
         _, objects, rounds = c.rounds[draw.weighted(share for share, _, _ in c.rounds)]
-        target = batch["target"][:, :objects].to(self.device).float() / 64
+        halves = batch["target"][:, :objects].to(self.device).float() / 64
+        target = occupancy(halves, 2)
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            outs = unroll(
+            outs, sharp = unroll(
                 self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share
             )
-        truth = target.flatten(0, 1)[:, None]
-        terms = [mask_loss(logits, truth, iou) for logits, iou in outs]
-        loss = sum(t["total"] for t in terms) / len(terms)
+        terms = rounds_loss(outs, sharp, halves)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms["total"].backward()
         self.share_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
         if bool(torch.isfinite(norm)):
@@ -246,7 +263,7 @@ class Pretraining:
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1
-        return {"loss": loss.item(), "first": terms[0]["dice"].item(), "last": terms[-1]["dice"].item()}
+        return {name: term.item() for name, term in terms.items()}
 
     @torch.no_grad()
     def validate(self, cases: int = 10, clicks: int = 5) -> dict[str, float]:
@@ -261,9 +278,9 @@ class Pretraining:
                 continue
             image = normalise(case.image.numpy(), case.inside.numpy(), self.spec.intensity)
             image = torch.from_numpy(image)[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            target = target[None].to(self.device).float() / 64
+            target = occupancy(target[None].to(self.device).float() / 64, 2)
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                outs = unroll(self.average, image, target, clicks, False, True, 0.0)
+                outs, _ = unroll(self.average, image, target, clicks, False, True, 0.0)
             truth = target[0, :, None] > 0.5
             rows.append(
                 torch.stack(
