@@ -202,7 +202,7 @@ def read_registry(folder: Path) -> tuple[list[WeightEntry], dict[str, str]]:
 
 
 def record(folder: Path, entry: WeightEntry, default: bool = False) -> None:
-    """Writes or replaces a row of the folder's registry.json, as its newest; atomic.
+    """Writes or replaces a row of the folder's registry.json, as its newest; rows of files it replaces go; atomic.
 
     Args:
         default: make it the model's default in this folder.
@@ -212,7 +212,7 @@ def record(folder: Path, entry: WeightEntry, default: bool = False) -> None:
         OSError: it cannot be written.
     """
     rows, defaults = read_registry(folder)
-    rows = [row for row in rows if row.name != entry.name] + [entry]
+    rows = [row for row in rows if row.name != entry.name and not set(row.files) & set(entry.files)] + [entry]
     if default:
         defaults[entry.model] = entry.name
     text = json.dumps({"defaults": defaults, "weights": [asdict(row) for row in rows]}, indent=2) + "\n"
