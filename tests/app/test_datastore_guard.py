@@ -165,7 +165,7 @@ def test_an_image_with_labels_is_not_replaced(server):
     assert server.infer("case3", CLICK, output="json").status_code == 200
 
 
-@pytest.mark.parametrize("text", ["[]", "5", '{"a": NaN}', '{"a": 1e999}', "{", '{"a": "\\ud800"}', '{"strategy": 5}',
+@pytest.mark.parametrize("text", ["[]", "5", '{"a": NaN}', '{"a": 1e999}', "{", '{"a": "\\ud800"}', '{"strategy": 5}', '{"strategy": null}',
                                   '{"a": ' + "[" * 50 + "]" * 50 + "}", '{"a": ' + "9" * 5000 + "}"])  # fmt: skip
 def test_metadata_that_could_not_be_given_out_again(server, text):
     assert put_label(server, params=text).status_code == 422

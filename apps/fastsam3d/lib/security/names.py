@@ -78,10 +78,8 @@ def check_info(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnsafeNameError(f'Metadata must be a JSON object such as {{"key": 1}}, got {repr(value)[:_SHOWN]}.')
     _check_value(value, MAX_DEPTH)
-    strategy = value.get("strategy")
-    if strategy is not None and not (
-        isinstance(strategy, dict) and all(isinstance(s, dict) for s in strategy.values())
-    ):
+    strategy = value.get("strategy", {})
+    if not (isinstance(strategy, dict) and all(isinstance(s, dict) for s in strategy.values())):
         raise UnsafeNameError(f"strategy in metadata must be an object of objects, got {repr(strategy)[:_SHOWN]}.")
     return value
 
