@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -112,7 +111,6 @@ def _be_modest() -> None:
         os.nice(_NICE)
     except OSError as error:
         logger.warning("training runs at normal priority: %s", error)
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
 
 
 def _alive(pid: Any) -> bool:
