@@ -74,7 +74,7 @@ def test_boxes_choose_the_scale_themselves():
         place_patch(GRID, Prompts((), Box(tuple(m - h for m in MIDDLE), tuple(m + h for m in MIDDLE))), SPEC).spacing_mm
         for h in (6, 32, 95)
     )
-    assert small == pytest.approx(1.5 / 2.5) and usual == 1.5 and large > 3
+    assert small == 0.75 and usual == 1.5 and large > 3  # never finer than half of a voxel
     plain = replace(SPEC, zoom=False)
     box = Prompts((), Box((50, 50, 50), (250, 200, 150)))
     assert place_patch(GRID, box, plain).spacing_mm == 1.5  # the published patch, whatever is asked

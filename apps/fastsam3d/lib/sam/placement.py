@@ -18,7 +18,8 @@ MAX_COARSENING = 3.0
 """A patch voxel is at most this many times the spec's spacing."""
 
 MAX_REFINING = 2.5
-"""A patch voxel is at least the spec's spacing divided by this."""
+"""A patch voxel is at least the spec's spacing divided by this, and half as wide as the scan's narrowest voxel side: nothing
+is to be seen below that."""
 
 BOX_MARGIN = 1.4
 CLICK_MARGIN = 1.25
@@ -86,7 +87,7 @@ def place_patch(grid: Grid, prompts: Prompts, spec: SamSpec, look: Look | None =
         extent = ((region.max(axis=0) - region.min(axis=0) + 1) * grid.spacing_mm).max()
         spacing = float(np.clip(margin * extent / spec.patch_size, spacing, MAX_COARSENING * spec.spacing_mm))
         if box is not None and look is None and extent < SMALL * spec.patch_size * spec.spacing_mm:
-            spacing = max(spec.spacing_mm / MAX_REFINING, extent / (WANTED * spec.patch_size))
+            spacing = max(_finest(grid, spec), extent / (WANTED * spec.patch_size))
     frame = _centred(grid, span, region, spacing, spec)
     if box is None and len(positive) and not any(holds(frame, p[None]) for p in positive):
         frame = _centred(grid, positive[-1:], positive[-1:], spacing, spec)  # they are too far apart: the newest counts
@@ -110,7 +111,7 @@ def look_again(frame: PatchFrame, mask: np.ndarray, spec: SamSpec) -> Look | Non
     if leaves(frame, mask):
         spacing = frame.spacing_mm * LARGE
     elif longest < SMALL * spec.patch_size:
-        finest = spec.spacing_mm / MAX_REFINING
+        finest = min(frame.spacing_mm, _finest(frame.source, spec))
         spacing = max(finest, frame.spacing_mm * longest / (WANTED * spec.patch_size))
     else:
         return None
@@ -179,6 +180,11 @@ def _holding(frame: PatchFrame, low: np.ndarray, high: np.ndarray, prompts: Prom
     if len(newest) and not holds(moved, newest):
         moved = _centred(frame.source, newest.astype(np.float64), newest.astype(np.float64), spacing, spec)
     return moved
+
+
+def _finest(grid: Grid, spec: SamSpec) -> float:
+    """Smallest edge of a patch voxel, mm; at most the spec's."""
+    return float(np.clip(grid.spacing_mm.min() / 2, spec.spacing_mm / MAX_REFINING, spec.spacing_mm))
 
 
 def _extent(frame: PatchFrame, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
