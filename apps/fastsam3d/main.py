@@ -223,7 +223,7 @@ class FastSAM3DApp(MONAILabelApp):
         finally:
             self._last_click = time.monotonic()
         self._sweep_answers(file)
-        params["warnings"] = [*params["warnings"], *datastore.get_image_info(image_id).get("warnings", [])]
+        params["warnings"] = [*params.get("warnings", ()), *datastore.get_image_info(image_id).get("warnings", [])]
         check_dicom_seg_mask(params["voxels"])
         label = file
         if file and request.get("save_label") is True and image_id in datastore.list_images():
