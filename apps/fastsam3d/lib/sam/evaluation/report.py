@@ -16,7 +16,7 @@ WORST = 12
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b5732a", "#6c4ab6", "#2a9d8f", "#8d6e63", "#555")
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child,td.t{text-align:left}figure{display:inline-block;margin:.5em;vertical-align:top}
+td:first-child,th:first-child,td.t,th.t{text-align:left}figure{display:inline-block;margin:.5em;vertical-align:top}
 figcaption{font-size:12px;max-width:780px}img{display:block;max-width:100%}.n{color:#777}svg{margin-right:1em}"""
 
 
