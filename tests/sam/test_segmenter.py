@@ -53,6 +53,21 @@ def test_the_answer_depends_on_the_prompts_alone(segmenter, scan):
     assert np.array_equal(warm.full_mask(), cold.full_mask()) and warm.iou == cold.iou
 
 
+def test_a_patch_that_moved_stays_where_it_went(segmenter, tmp_path):
+    """Clicks that reach beyond the first patch, asked one by one, all at once, and twice."""
+    path = tmp_path / "large.nii.gz"
+    values = (100 * np.random.default_rng(1).random((130, 120, 60))).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([3.0, 3.0, 5.0, 1])), path)
+    points = [(30, 30, 15, True), (95, 90, 40, True), (60, 60, 30, False), (20, 100, 50, True)]
+    with fresh(path) as session:
+        frames = [segmenter.look(session, _clicks(*points[: n + 1])).frame for n in range(4)]
+        again = segmenter.look(session, _clicks(*points)).frame
+    with fresh(path) as session:
+        cold = segmenter.look(session, _clicks(*points)).frame
+    assert frames[1] != frames[0] and frames[2] == frames[1]  # a background click moves nothing
+    assert frames[3] == again == cold
+
+
 def test_a_refinement_runs_no_encoder(segmenter, scan):
     with fresh(scan) as session:
         first = segmenter.segment(session, _clicks(A))

@@ -29,7 +29,7 @@ MOVE_MARGIN = 1.05
 SMALL, WANTED = 0.6, 0.6
 """A first mask whose longest side is below SMALL of the patch is brought up to WANTED of it."""
 
-REACH = 0.7
+REACH = 1.0
 """An object is expected beyond a click on it by this share of the click's distance from the mask (chosen by measurement)."""
 
 TOUCHING, LARGE = 12, 1.5

@@ -211,9 +211,9 @@ class VolumeSegmenter:
                 break
         if frame is None:
             frame = self._first_frame(session, first, timings)
-        for n in range(done, len(prompts.clicks) + 1):
-            if n > begin:
-                frame = self._next_frame(session, frame, prompts.until(n), timings)
+            session.put(self._place_key(prompts, begin), frame)
+        for n in range(done + 1, len(prompts.clicks) + 1):
+            frame = self._next_frame(session, frame, prompts.until(n), timings)
             session.put(self._place_key(prompts, n), frame)
         return frame
 
@@ -297,7 +297,9 @@ class VolumeSegmenter:
                 previous = logits
             if state and self.spec.steady:
                 newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
-                logits = steadied(state.logits, logits, newest, self.spec)
+                steady = steadied(state.logits, logits, newest, self.spec)
+                background = all(label == NEGATIVE for _, label in rounds[n])
+                logits = torch.minimum(logits, steady) if background else steady  # a background click takes away
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state
