@@ -57,7 +57,8 @@ def test_keys_of_monai_label_are_tolerated():
 
 def test_an_unknown_key_names_the_known_ones():
     with pytest.raises(
-        ConfError, match="cache_gb, device, labels, models, preload, strategy, threads, upload_gb, weights; got 'lables'"
+        ConfError,
+        match="cache_gb, device, labels, models, preload, strategy, threads, upload_gb, weights; got 'lables'",
     ):
         AppConf.parse({"lables": "liver"})
 

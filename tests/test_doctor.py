@@ -180,7 +180,7 @@ def test_command_reports_where_no_package_is_installed():
 def test_main_in_text_form(capsys):
     import argparse
 
-    status = main(argparse.Namespace(studies=None, port=0, json=False))
+    status = main(argparse.Namespace(studies=None, port=0, json=False, strict=False))
     text = capsys.readouterr().out
     assert status in (0, 1)
     assert "pydicom" in text

@@ -23,8 +23,8 @@ class Noise(TrainingPatches):
         while True:
             coarse = torch.randn(1, 2, 4, 4, 4, generator=generator)
             image = torch.nn.functional.interpolate(coarse, size=32, mode="trilinear")
-            ball = torch.zeros(1, 4, 8, 8, 8, dtype=torch.uint8)
-            ball[:, :, 2:6, 2:6, 2:6] = 64
+            ball = torch.zeros(1, 4, 16, 16, 16, dtype=torch.uint8)
+            ball[:, :, 4:12, 4:12, 4:12] = 64
             yield {"image": image.half(), "target": ball}
 
 

@@ -218,12 +218,14 @@ class Sam2dSpec:
     Attributes:
         upsampling: how many times the embedding is enlarged (bilinear, no parameters) before it meets the prompts. The
             published run times of RepMedSAM say 4: its encoder gives 16x16 and its decoder worked on 64x64.
+        margin: pixels of the model's image by which a slice's box is widened for the next slice; 3 as published.
     """
 
     name: str
     encoder: TinyVitSpec | RepVitSpec
     decoder: Decoder2dSpec = field(default_factory=Decoder2dSpec)
     upsampling: int = 1
+    margin: int = 3
 
     @property
     def image_size(self) -> int:

@@ -209,7 +209,7 @@ def _problems(problems: Sequence[Problem]) -> str:
 def _table(head: list[Any], lines: list[list[Any]], text: int = 1) -> str:
     def cells(tag: str, values: list[Any]) -> str:
         kinds = [' class="t"' if n < text else "" for n in range(len(values))]
-        shown = ["–" if value is None else html.escape(str(value)) for value in values]
+        shown = ["-" if value is None else html.escape(str(value)) for value in values]
         return "".join(f"<{tag}{kind}>{value}</{tag}>" for kind, value in zip(kinds, shown))
 
     body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)

@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader
 from ..anatomy.fields import Draw
 from ..build import Sam3D
 from ..device import has_bfloat16
-from ..losses import mask_loss
-from .data import TrainingPatches
+from .data import TrainingPatches, occupancy
 from .loop import cosine_rate, decay_groups, follow, save_atomic
-from .pretrain import unroll
+from .pretrain import rounds_loss, unroll
 
 logger = logging.getLogger(__name__)
 
@@ -274,8 +273,7 @@ class Distillation:
 
     def _mask_loss(self, image: Tensor, target: Tensor) -> Tensor:
         c, draw = self.config, Draw(self.config.seed * 7919 + self.step)
-        target = target[:, : c.objects].to(self.device).float() / 64
+        halves = target[:, : c.objects].to(self.device).float() / 64
         boxed = self.student.spec.decoder.boxes and draw.chance(c.box_share)
-        outs = unroll(self.student, image, target, c.rounds, boxed, draw.chance(0.5), 0.3, 0.35)
-        truth = target.flatten(0, 1)[:, None]
-        return sum(mask_loss(logits, truth, iou)["total"] for logits, iou in outs) / len(outs)
+        outs, sharp = unroll(self.student, image, occupancy(halves, 2), c.rounds, boxed, draw.chance(0.5), 0.3, 0.35)
+        return rounds_loss(outs, sharp, halves)["total"]
