@@ -43,11 +43,13 @@ def test_an_object_is_followed_until_it_ends():
     assert found == {index: half for index, half in enumerate(HALVES) if half}
 
 
-def test_the_next_box_is_the_masks_a_little_wider():
+@pytest.mark.parametrize("margin", [1, 3])
+def test_the_next_box_is_the_masks_a_little_wider(margin):
     eye = Eye(HALVES)
-    follow([StackPlan({7: SlicePrompt(BOX)}, (0, 15))], eye, FRAME)
+    follow([StackPlan({7: SlicePrompt(BOX)}, (0, 15))], eye, FRAME, margin)
     assert eye.asked[0] == [(7, SlicePrompt(BOX))]
-    assert dict(eye.asked[1]) == {index: SlicePrompt((99.0, 99.0, 140.0, 140.0)) for index in (6, 8)}
+    low, high = 102.0 - margin, 137.0 + margin
+    assert dict(eye.asked[1]) == {index: SlicePrompt((low, low, high, high)) for index in (6, 8)}
 
 
 @pytest.mark.parametrize(

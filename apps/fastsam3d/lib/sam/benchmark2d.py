@@ -173,7 +173,7 @@ class PlainPath:
         def predict(asked, coming):
             return [_cropped(self.predict(stack[index], prompt)) for index, prompt in asked]
 
-        return follow([stack_plan(np.array(box), frame) for box in boxes], predict, frame)
+        return follow([stack_plan(np.array(box), frame) for box in boxes], predict, frame, self.model.spec.margin)
 
 
 def phantom(case: Case, seed: int = 0) -> np.ndarray:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .slice_network import SlicePrompt
-from .slices import SliceFrame
+from .slices import BOX_MARGIN, SliceFrame
 
 AHEAD = 1
 """Slices beyond the next that are encoded with it, in each direction: batches at the price of few in vain."""
 
-OVERLAP, GROWTH, GREY = 0.3, 2.5, 3.0
+OVERLAP, GROWTH, GREY = 0.3, 2.5, 1.5
 """An object that nothing bounds has ended where two neighbours' masks share less than OVERLAP of the smaller one, where
 the next is GROWTH times as large, or where its mean grey differs from the start's by GREY standard deviations of it."""
 
@@ -84,10 +84,15 @@ class _Front:
         return [self.at + n * self.step for n in steps if (self.last - self.at) * self.step >= n]
 
 
-def follow(plans: Sequence[StackPlan], predict: Predict, frame: SliceFrame) -> list[dict[int, SliceMask]]:
+def follow(
+    plans: Sequence[StackPlan], predict: Predict, frame: SliceFrame, margin: int = BOX_MARGIN
+) -> list[dict[int, SliceMask]]:
     """Answers the anchors, then follows each object slice by slice.
 
     Between two anchors each slice is reached from the nearer one.
+
+    Args:
+        margin: pixels of the model's image by which a mask's box is widened for the next slice.
 
     Returns:
         For each plan the answers of the slices that were reached, empty ones included where they lie within `reach`.
@@ -102,7 +107,7 @@ def follow(plans: Sequence[StackPlan], predict: Predict, frame: SliceFrame) -> l
     while fronts:
         moving, prompts = [], []
         for front in fronts:
-            prompt = _next_prompt(plans[front.plan], front, found[front.plan][front.at], frame)
+            prompt = _next_prompt(plans[front.plan], front, found[front.plan][front.at], frame, margin)
             if prompt is not None:
                 moving.append(front)
                 prompts.append((front.at + front.step, prompt))
@@ -122,12 +127,12 @@ def _fronts(n: int, plan: StackPlan) -> list[_Front]:
     return fronts
 
 
-def _next_prompt(plan: StackPlan, front: _Front, here: SliceMask, frame: SliceFrame) -> SlicePrompt | None:
+def _next_prompt(plan: StackPlan, front: _Front, here: SliceMask, frame: SliceFrame, margin: int) -> SlicePrompt | None:
     """The box that this slice's mask gives the next one; None where the object is not followed any further."""
     clicks = plan.clicks.get(front.at + front.step, ())
     if not here.mask.size:
         return None if plan.roi is None else SlicePrompt(plan.roi, clicks)
-    box = frame.widened_box(np.array(here.box_xy))
+    box = frame.widened_box(np.array(here.box_xy), margin)
     if plan.roi is not None:
         inside = np.concatenate([np.maximum(box[:2], plan.roi[:2]), np.minimum(box[2:], plan.roi[2:])])
         box = inside if (inside[2:] > inside[:2]).all() else np.array(plan.roi)

@@ -90,7 +90,7 @@ class SliceSegmenter:
         frame = _frame(volume.grid, axis, self.spec.image_size)
         plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
         source = self._source(session, axis, frame, options.window, timings)
-        masks = follow([plan], source.predict, frame)[0]
+        masks = follow([plan], source.predict, frame, self.spec.margin)[0]
         with stage(timings, "paste"):
             mask_box, corner = assemble(masks, axis)
         if not mask_box.size:
@@ -139,7 +139,7 @@ class SliceSegmenter:
         """
         frame = SliceFrame(stack.shape[1:], self.spec.image_size)
         source = SliceSource(self.network, lambda index: stack[index], frame, Memory(CACHE_BYTES))
-        return follow([stack_plan(box, frame) for box in boxes], source.predict, frame)
+        return follow([stack_plan(box, frame) for box in boxes], source.predict, frame, self.spec.margin)
 
     def _source(
         self, session: ImageSession, axis: int, frame: SliceFrame, window: str, timings: dict[str, float]
