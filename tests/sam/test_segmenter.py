@@ -8,7 +8,7 @@ import pytest
 import torch
 from lib.sam.build import build_sam
 from lib.sam.intensity import padding_floor
-from lib.sam.placement import place_patch
+from lib.sam.placement import follow, place_patch
 from lib.sam.prompts import Box, Click, PromptError, Prompts
 from lib.sam.segmenter import SINGLE_CLICKS, VolumeSegmenter
 from lib.sam.session import SessionStore
@@ -53,19 +53,27 @@ def test_the_answer_depends_on_the_prompts_alone(segmenter, scan):
     assert np.array_equal(warm.full_mask(), cold.full_mask()) and warm.iou == cold.iou
 
 
-def test_a_patch_that_moved_stays_where_it_went(segmenter, tmp_path):
-    """Clicks that reach beyond the first patch, asked one by one, all at once, and twice."""
+def test_the_patch_follows_each_click_once(segmenter, tmp_path, monkeypatch):
+    """Clicks that reach beyond the first patch, asked one by one, again, and all at once."""
     path = tmp_path / "large.nii.gz"
     values = (100 * np.random.default_rng(1).random((130, 120, 60))).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.diag([3.0, 3.0, 5.0, 1])), path)
     points = [(30, 30, 15, True), (95, 90, 40, True), (60, 60, 30, False), (20, 100, 50, True)]
+    followed = []
+
+    def noted(frame, mask, prompts, spec):
+        followed.append(len(prompts.clicks))
+        return follow(frame, mask, prompts, spec)
+
+    monkeypatch.setattr("lib.sam.segmenter.follow", noted)
     with fresh(path) as session:
         frames = [segmenter.look(session, _clicks(*points[: n + 1])).frame for n in range(4)]
         again = segmenter.look(session, _clicks(*points)).frame
+    assert followed == [2, 4]  # a background click moves nothing
     with fresh(path) as session:
         cold = segmenter.look(session, _clicks(*points)).frame
-    assert frames[1] != frames[0] and frames[2] == frames[1]  # a background click moves nothing
-    assert frames[3] == again == cold
+    assert followed == [2, 4, 2, 4] and frames[3] == again == cold
+    assert frames[1] != frames[0] and frames[2] == frames[1]
 
 
 def test_a_refinement_runs_no_encoder(segmenter, scan):
