@@ -1,6 +1,7 @@
 """Any other MONAI Label server as a model: a click goes out over HTTP, a mask comes back.
 
-The scan is sent once, as a session of MONAI Label's, and taken back at the end; label maps never leave this machine.
+A scan is sent once for all its structures, as a session of MONAI Label's, and removed before the next one is sent and at
+the end; label maps never leave this machine.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,12 +20,15 @@ import numpy as np
 import requests
 
 from ..prompts import Prompts
-from ..session import ImageSession
+from ..session import Identity, ImageSession
 from ..volume_io import VolumeError, read_volume
 from .grids import apart_mm
 from .interface import Answer, Ask, ModelError
 
 TIMEOUT_S = 600.0
+EXPIRY_S = 7200
+"""Without a prompt for so long a server removes a scan by itself."""
+
 _UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _FORMATS = {b"NRRD": ".nrrd", b"\x1f\x8b": ".nii.gz"}
 
@@ -49,6 +53,7 @@ class RemoteModel:
         self._base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._model = parts.fragment
         self._http = requests.Session()
+        self._sent: tuple[Identity, str] | None = None
         info = self._call("GET", "/info/").json()
         models = info.get("models") or {}
         if self._model not in models:
@@ -62,16 +67,26 @@ class RemoteModel:
 
     @contextmanager
     def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
-        """See `Model.open`: sends the scan, and removes it again at the end."""
+        """See `Model.open`: sends the scan, unless it was sent for the structure before."""
+        if self._sent is None or self._sent[0] != session.identity:
+            self.close()
+            self._sent = session.identity, self._send(path)
+        identifier = self._sent[1]
+        yield lambda prompts: self._ask(session, identifier, prompts)
+
+    def close(self) -> None:
+        """Removes the scan that was sent last from the server."""
+        if self._sent is not None:
+            identifier, self._sent = self._sent[1], None
+            with suppress(requests.RequestException):  # the server forgets it by itself after EXPIRY_S
+                self._http.delete(f"{self._base}/session/{identifier}", timeout=TIMEOUT_S)
+
+    def _send(self, path: Path) -> str:
         if not path.name.lower().endswith(_UPLOADS):
             raise ModelError(f"{path.name}: only {', '.join(_UPLOADS)} can be sent to a server; convert it first")
         with open(path, "rb") as file:
-            sent = self._call("PUT", "/session/", files={"files": (path.name, file)})
-        identifier = sent.json().get("session_id")
-        try:
-            yield lambda prompts: self._ask(session, identifier, prompts)
-        finally:
-            self._http.delete(f"{self._base}/session/{identifier}", timeout=TIMEOUT_S)
+            sent = self._call("PUT", "/session/", params={"expiry": EXPIRY_S}, files={"files": (path.name, file)})
+        return str(sent.json().get("session_id"))
 
     def uncertainty(self, session: ImageSession, prompts: Prompts) -> None:
         """A server has none to offer."""

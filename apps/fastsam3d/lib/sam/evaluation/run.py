@@ -7,7 +7,9 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..volume_io import VolumeError
 from .cases import Case, Problem
 from .interface import Model, ModelError
 from .models import ModelChoice, load_model
+from .remote import RemoteModel
 from .scans import read_scan
 from .score import Result, Settings, Structure, examine, score
 
@@ -60,6 +63,12 @@ class Worker:
             raise model
         return model
 
+    def close(self) -> None:
+        """Takes back what was sent to servers."""
+        for model in self._models.values():
+            if isinstance(model, RemoteModel):
+                model.close()
+
     def __call__(self, task: Task) -> Result:
         case = task.structure.case
         try:
@@ -74,6 +83,7 @@ _worker: Worker | None = None
 def _begin(settings: Settings, cache_bytes: int, threads: int) -> None:
     global _worker
     _worker = Worker(settings, cache_bytes, threads)
+    Finalize(_worker, _worker.close, exitpriority=10)  # exit handlers do not run in such a process
 
 
 def _work(task: Task) -> Result:
@@ -183,9 +193,10 @@ def _results(todo, settings: Settings, workers: int, cache_bytes: int, total: in
     with tqdm(total=total, initial=total - len(todo), desc="structures", unit="", disable=None) as bar:
         if workers <= 1:
             worker = Worker(settings, cache_bytes)
-            for task, made_with in todo:
-                yield task, made_with, worker(task)
-                bar.update()
+            with closing(worker):
+                for task, made_with in todo:
+                    yield task, made_with, worker(task)
+                    bar.update()
             return
         threads = max(1, (os.cpu_count() or 1) // workers)
         pool = ProcessPoolExecutor(
