@@ -44,13 +44,16 @@ def stats(server: Server) -> dict:
 
 
 def wait_for_training(server: Server, seconds: float) -> dict:
-    """Asks as Slicer does until no training runs; returns the last task."""
+    """Asks until no training runs; returns the last task.
+
+    The task itself is asked: `check_if_running` says no until the training's process has started.
+    """
     deadline = time.monotonic() + seconds
-    while server.get("/train/?check_if_running=true").status_code == 200:
+    while (task := server.get("/train/").json())["status"] in ("SUBMITTED", "RUNNING"):
         if time.monotonic() > deadline:
             raise TimeoutError(f"still trains after {seconds} s: {stats(server)}\n{server.log.read_text()[-3000:]}")
         time.sleep(0.5)
-    return server.get("/train/").json()
+    return task
 
 
 def next_sample(server: Server, strategy: str) -> dict:
