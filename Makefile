@@ -54,7 +54,7 @@ test: setup-dev debian-packages  ## every test (tests that need a missing progra
 fuzz: setup-dev  ## 10,000 hostile requests to a server of its own (half an hour)
 	@$(BIN)/python scripts/fuzz.py
 
-faults: setup-dev  ## kill -9 of a server under load, 20 times
+faults: setup-dev  ## kill -9 of server, training and DICOMweb server under load, 20 times each (an hour)
 	@$(BIN)/python scripts/fuzz.py --kills 20
 
 lint: setup-dev  ## ruff: rules and format

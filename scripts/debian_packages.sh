@@ -2,10 +2,10 @@
 # Installs what the end-to-end tests and `make demo-ohif` use from Debian or Ubuntu, where that is possible; otherwise
 # says what will be skipped. Never fails: the tests that need a missing program skip and give the reason.
 #
-#   sh scripts/debian_packages.sh [orthanc] [chromium] [nginx]        default: all
+#   sh scripts/debian_packages.sh [orthanc] [chromium] [nginx] [dicom3tools]        default: all
 
 missing=""
-for part in ${*:-orthanc chromium nginx}; do
+for part in ${*:-orthanc chromium nginx dicom3tools}; do
     case $part in
     orthanc)
         { command -v Orthanc >/dev/null 2>&1 || [ -x /usr/sbin/Orthanc ]; } || missing="$missing orthanc"
@@ -13,6 +13,7 @@ for part in ${*:-orthanc chromium nginx}; do
             missing="$missing orthanc-dicomweb"
         ;;
     nginx) { command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ]; } || missing="$missing nginx-light" ;;
+    dicom3tools) command -v dciodvfy >/dev/null 2>&1 || missing="$missing dicom3tools" ;;
     chromium) command -v chromium >/dev/null 2>&1 || missing="$missing chromium" ;;
     esac
 done

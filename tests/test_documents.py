@@ -39,6 +39,25 @@ def test_every_relative_link_leads_somewhere(document):
     assert missing == []
 
 
+def test_the_tests_that_are_named_as_evidence_are_there():
+    text, names, file = (REPO / "docs" / "security.md").read_text(encoding="utf-8"), [], ""
+    for found, name in re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`", text):
+        file = found or file
+        names += [(file, name)] * bool(found or name)
+    assert len(names) > 40
+    lacking = {
+        f"{file}::{name}"
+        for file, name in names
+        if f"def {name}"
+        not in (
+            (REPO / "tests" / file.removeprefix("tests/")).read_text("utf-8")
+            if (REPO / "tests" / file.removeprefix("tests/")).exists()
+            else "-"
+        )
+    }
+    assert lacking == set()
+
+
 def test_the_documents_that_everyone_looks_for_are_there():
     names = {path.relative_to(REPO).as_posix() for path in DOCUMENTS}
     assert {"README.md", "CHANGELOG.md", "apps/fastsam3d/model/MODEL_CARD.md"} <= names

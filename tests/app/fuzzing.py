@@ -11,6 +11,7 @@ import json
 import random
 import struct
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -61,8 +62,8 @@ class Fuzzer:
 
     def next(self) -> Sent:
         """The next request."""
-        kinds = (self._described, self._click, self._click, self._label, self._upload)
-        made = self.rng.choices(kinds, (10, 6, 2, 2, 2))[0]()
+        kinds = (self._described, self._click, self._good_click, self._label, self._upload)
+        made = self.rng.choices(kinds, (10, 8, 1, 2, 2))[0]()
         return made._replace(options={**made.options, "timeout": _TIMEOUT, "allow_redirects": False})
 
     def _described(self) -> Sent:
@@ -97,6 +98,21 @@ class Fuzzer:
         if self.rng.random() < 0.4:
             files["file"] = self.rng.choice(self.volumes)
         return Sent("POST", "/infer/fastsam3d", {**options, "files": files})
+
+    def _good_click(self) -> Sent:
+        """What a user asks, so that hostile requests meet a server that works."""
+        inside = [[self.rng.randrange(n // 4, 3 * n // 4) for n in SHAPE] for _ in range(self.rng.randrange(1, 4))]
+        params = {"foreground": inside[:1], "background": inside[1:]}
+        query = {"image": self.rng.choice(["case1", "case2"]), "output": self.rng.choice(["json", "image", "all"])}
+        return Sent("POST", "/infer/fastsam3d", {"params": query, "files": {"params": (None, json.dumps(params))}})
+
+    def warm_up(self, clicks: int) -> Iterator[Sent]:
+        """What brings a fresh server into the state of one in use: every kind of volume once, and clicks."""
+        for volume in self.volumes:
+            yield Sent("PUT", "/session/", {"files": {"files": volume}, "timeout": _TIMEOUT})
+        for _ in range(clicks):
+            made = self._good_click()
+            yield made._replace(options={**made.options, "timeout": _TIMEOUT})
 
     def _label(self) -> Sent:
         query = {"image": self.rng.choice(["case1", "case2", _sendable(self._text())]), "tag": _sendable(self._text())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,18 +29,48 @@ def missing() -> str | None:
     return None
 
 
+class Orthanc:
+    """An Orthanc with its database in a folder; it can be killed and started again at the same address.
+
+    Attributes:
+        url: its address.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        program, plugin = demo_ohif.find_orthanc()
+        port = free_port()
+        self.url = f"http://{demo_ohif.HOST}:{port}"
+        folder.mkdir(parents=True, exist_ok=True)
+        config, self._log = folder / "orthanc.json", folder / "orthanc.log"
+        config.write_text(json.dumps(demo_ohif.orthanc_config(plugin, folder, port)))
+        self._command = [program, str(config)]
+        self._stack = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._process = self._stack.enter_context(demo_ohif.started(self._command, self._log))
+        demo_ohif.wait_for(self.url + "/system", self._process, _START_SECONDS, str(self._log))
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._stack.close()
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """Runs Orthanc with an empty database in a folder; yields its address."""
-    program, plugin = demo_ohif.find_orthanc()
-    port = free_port()
-    url = f"http://{demo_ohif.HOST}:{port}"
-    folder.mkdir(parents=True, exist_ok=True)
-    config, log = folder / "orthanc.json", folder / "orthanc.log"
-    config.write_text(json.dumps(demo_ohif.orthanc_config(plugin, folder, port)))
-    with demo_ohif.started([program, str(config)], log) as process:
-        demo_ohif.wait_for(url + "/system", process, _START_SECONDS, str(log))
-        yield url
+    orthanc = Orthanc(folder)
+    try:
+        yield orthanc.url
+    finally:
+        orthanc.stop()
 
 
 IDENTIFIERS = ("Phantom^Jane", "PID-7731-X", "19531117", "ACC-20240-Z")
@@ -56,17 +86,34 @@ class Geometry:
         step: (3,) mm from one slice to the next; None is along the normal.
         order: of the slices' instance numbers.
         left_out: slices that are not sent.
+        pixel_mm: size of a pixel along a row, and along a column.
+        slice_mm: distance of the slices where there is no `step`.
+        thicker_from: the slice from which on the distance is twice as large.
+        wider_from: the slice from which on pixels are twice as large.
     """
 
     axes: tuple[tuple[float, float, float], tuple[float, float, float]] = ((1, 0, 0), (0, 1, 0))
     step: tuple[float, float, float] | None = None
     order: int = 1
     left_out: tuple[int, ...] = ()
+    pixel_mm: tuple[float, float] = SPACING_MM[:2]
+    slice_mm: float = SPACING_MM[2]
+    thicker_from: int = 10**6
+    wider_from: int = 10**6
 
     def position(self, k: int) -> np.ndarray:
         """(3,) of the first pixel of slice k."""
-        step = np.cross(*self.axes) * SPACING_MM[2] if self.step is None else np.array(self.step)
-        return np.array([-60.0, -50.0, -400.0]) + k * step
+        step = np.cross(*self.axes) * self.slice_mm if self.step is None else np.array(self.step)
+        return np.array([-60.0, -50.0, -400.0]) + (k + max(0, k - self.thicker_from)) * step
+
+    def pixel_of(self, k: int) -> np.ndarray:
+        """(2,) mm along a row and along a column of slice k."""
+        return np.array(self.pixel_mm) * (1 + (k >= self.wider_from))
+
+
+def instance_uid(series: str, k: int) -> str:
+    """The SOPInstanceUID of slice k of a series that `send_series` sent."""
+    return generate_uid(entropy_srcs=[series, str(k)])
 
 
 def send_series(
@@ -90,7 +137,7 @@ def send_series(
 def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, geometry: Geometry) -> Dataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
+    meta.MediaStorageSOPInstanceUID = instance_uid(series, k)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     slice_ = Dataset()
     slice_.file_meta = meta
@@ -121,8 +168,8 @@ def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, geom
         "InstanceNumber": k + 1,
         "ImagePositionPatient": [round(float(v), 6) for v in geometry.position(k)],
         "ImageOrientationPatient": [round(float(v), 9) for axis in geometry.axes for v in axis],
-        "PixelSpacing": [SPACING_MM[1], SPACING_MM[0]],
-        "SliceThickness": SPACING_MM[2],
+        "PixelSpacing": [float(v) for v in geometry.pixel_of(k)[::-1]],
+        "SliceThickness": geometry.slice_mm,
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "Columns": pixels.shape[0],

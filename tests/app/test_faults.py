@@ -7,8 +7,9 @@ import pickle
 import random
 import resource
 import shutil
-import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,41 +18,17 @@ import pytest
 import requests
 import torch
 from lib.sam.registry import IMPORTED
-from lib.sam.weights import resolve
-from safetensors.torch import load_file, save_file
 
 from tests.app.load import Image, Load, label_map, packed, unpacked
-from tests.app.serving import APP, shipped_model, start, stop
+from tests.app.serving import stop
 from tests.app.volumes import CENTRE_IJK, SHAPE, save, scan
+from tests.app.world import World, kill, other_weights, send_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 KILLS = int(os.environ.get("FASTSAM3D_KILLS", "1"))
 """Of the server; `make faults` takes 20."""
 CLICK = {"foreground": [list(CENTRE_IJK)], "result_extension": ".nrrd"}
-
-
-def kill(server) -> None:
-    """kill -9 of the launcher and of everything below it."""
-    os.killpg(server.process.pid, signal.SIGKILL)
-    server.process.wait(30)
-
-
-class World:
-    """Studies, a copy of the app, and the server on them, which may be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.studies, self.home = folder / "studies", folder / "home"
-        self.studies.mkdir()
-        for n in range(1, 7):
-            save(self.studies / f"case{n}.nii.gz", scan(n))
-        ignored = shutil.ignore_patterns("__pycache__", "logs", "bin", "imported", "accepted", "runs", ".fetch-*")
-        self.app = Path(shutil.copytree(APP, folder / "app", ignore=ignored))
-        self.server = self.started()
-
-    def started(self):
-        self.server = start(self.studies, self.home, *shipped_model()[:2], app=self.app)
-        return self.server
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +59,43 @@ def test_kills_under_load_lose_nothing_and_the_next_click_is_the_same(world):
     assert load.server.get("/info/").json()["datastore"]["completed"] >= 1
 
 
-def processes(server) -> list[psutil.Process]:
+@contextmanager
+def limited(server, what: int, limit: Callable[[psutil.Process], int]) -> Iterator[None]:
+    """Sets a limit of the operating system for each process of the server, and takes it back."""
     top = psutil.Process(server.process.pid)
-    return [top, *top.children(recursive=True)]
+    running = [top, *top.children(recursive=True)]
+    before = [process.rlimit(what) for process in running]
+    try:
+        for process, (_, hard) in zip(running, before):
+            process.rlimit(what, (limit(process), hard))
+        yield
+    finally:
+        for process, limits in zip(running, before):
+            process.rlimit(what, limits)
+
+
+def disk_with_room_for(server, size: int):
+    """No process of the server can make a file larger than that, as on a disk without room."""
+    return limited(server, resource.RLIMIT_FSIZE, lambda process: size)
+
+
+def test_a_server_without_memory_says_so_and_answers_the_next_click(world):
+    expected = world.server.infer("case1", CLICK, output="image").content
+    fresh = {"foreground": [[c + 20 for c in CENTRE_IJK]], "result_extension": ".nrrd"}
+    with limited(world.server, resource.RLIMIT_AS, lambda process: process.memory_info().vms + (8 << 20)):
+        refused = [world.server.infer(f"case{n}", fresh, output="image") for n in (2, 3)]
+    assert {answer.status_code for answer in refused} == {503}, [answer.text[:300] for answer in refused]
+    assert all("not enough memory" in answer.json()["detail"] for answer in refused)
+    assert world.server.infer("case1", CLICK, output="image").content == expected
+    assert world.server.infer("case2", fresh, output="image").status_code == 200
 
 
 def test_a_full_disk_is_said_and_the_old_label_stays(world):
-    """No file may grow beyond 300 kB, as on a disk without room; the label would have some 700."""
     old = packed(label_map(5))
     assert put_label(world.server, old).status_code == 200
     noise = packed(np.random.default_rng(0).integers(0, 60000, SHAPE).astype(np.uint16))
-    running = processes(world.server)
-    limits = [process.rlimit(resource.RLIMIT_FSIZE) for process in running]
-    try:
-        for process, (_, hard) in zip(running, limits):
-            process.rlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    with disk_with_room_for(world.server, len(noise) // 2):
         answer = put_label(world.server, noise)
-    finally:
-        for process, limit in zip(running, limits):
-            process.rlimit(resource.RLIMIT_FSIZE, limit)
     assert answer.status_code == 507
     assert "kept what it had" in answer.json()["detail"]
     kept = world.server.get("/datastore/label?label=case6&tag=final").content
@@ -137,11 +132,6 @@ class Payload:
         return os.mkdir, (str(self.canary),)
 
 
-def send_weights(world, name: str, content: bytes, model: str = "fastsam3d") -> requests.Response:
-    files = {"file": (name, content)}
-    return requests.put(f"{world.server.url}/model/{model}", files=files, timeout=120)
-
-
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.ckpt", "w.safetensors"])
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_weights_with_a_payload_never_run_and_change_nothing(world, tmp_path, name, how):
@@ -160,17 +150,25 @@ def test_weights_with_a_payload_never_run_and_change_nothing(world, tmp_path, na
 def test_names_of_weights(world, name):
     assert send_weights(world, name, b"x").status_code in (400, 422)
     assert send_weights(world, "x.pt", b"x", "..%2f..%2fx").status_code == 404
-    assert sorted(p.name for p in world.app.parent.iterdir()) == ["app", "home", "studies"]
+    assert sorted(p.name for p in world.app.parent.iterdir()) == ["fastsam3d", "home", "studies"]
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_weights_for_which_the_disk_has_no_room_change_nothing(world, tmp_path, share):
+    """With a tenth of the room the upload ends; with room for the upload its import, which adds metadata."""
+    before = world.server.infer("case1", CLICK, output="json").json()["weights"]
+    content = other_weights(world, tmp_path / "w")
+    with disk_with_room_for(world.server, int(len(content) * share)):
+        answer = send_weights(world, "mine.safetensors", content)
+    assert answer.status_code == 507, answer.text
+    assert "kept what it had" in answer.json()["detail"]
+    assert world.server.infer("case1", CLICK, output="json").json()["weights"] == before
+    assert not list((world.app / "model").rglob("*mine*"))
 
 
 def test_good_weights_are_imported_and_serve_the_next_click(world, tmp_path):
     before = world.server.infer("case1", CLICK, output="json").json()["weights"]
-    shipped = resolve("fastsam3d", world.app / "model")
-    state = {key: tensor for path in shipped.paths for key, tensor in load_file(path).items()}
-    save_file(
-        {key: tensor * 1.001 for key, tensor in state.items()}, tmp_path / "w", metadata={"spec": shipped.spec.name}
-    )
-    answer = send_weights(world, "mine.safetensors", (tmp_path / "w").read_bytes())
+    answer = send_weights(world, "mine.safetensors", other_weights(world, tmp_path / "w"))
     assert answer.status_code == 200, answer.text
     after = world.server.infer("case1", CLICK, output="json").json()["weights"]
     assert after["name"] == "mine"

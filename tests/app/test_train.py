@@ -6,17 +6,12 @@ import sys
 
 import pytest
 
-from tests.app.learning import click, copy_app, next_sample, save_label, stats, train, wait_for_training
+from tests.app.learning import IDLE, click, copy_app, next_sample, save_label, stats, train, wait_for_training
 from tests.app.serving import start, stop
 from tests.app.volumes import CENTRE_IJK, save, scan, target
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-# One step at a learning rate of 0: the candidate is exactly as good as the served model, which is good enough for the gate.
-IDLE = {
-    "learning_rate": 0, "epochs": 1, "steps_per_epoch": 1, "patches": 1, "rehearsal": 0, "keep": 0, "guard_cases": 1,
-    "gate_clicks": 1,
-}  # fmt: skip
 TRAINING_SECONDS = int(os.environ.get("FASTSAM3D_TRAINING_SECONDS", 280))
 
 

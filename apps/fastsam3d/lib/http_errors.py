@@ -95,8 +95,11 @@ async def _answer_full_disk(request: Request, error: OSError) -> JSONResponse:
     return JSONResponse({"detail": text}, status_code=507)
 
 
-async def _answer_oversized(request: Request, error: StarletteHTTPException) -> Response:
-    """Says why a form field that Starlette did not even parse is too long; passes on everything else."""
+async def _answer_unparsed(request: Request, error: StarletteHTTPException) -> Response:
+    """Says why a form was not even parsed: too long a field, no room for its files; passes on everything else."""
+    cause = error.__cause__  # FastAPI makes a 400 without a reason of it
+    if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        return await _answer_full_disk(request, cause)
     if error.status_code == 400 and str(error.detail).startswith("Part exceeded maximum size"):
         error.detail = f"{error.detail} A request may hold at most {MAX_CLICKS} clicks."
     return await http_exception_handler(request, error)
@@ -115,5 +118,5 @@ def install_handlers() -> None:
         server.app.add_exception_handler(kind, _answer)
     server.app.add_exception_handler(RequestValidationError, _answer_invalid)
     server.app.add_exception_handler(OSError, _answer_full_disk)
-    server.app.add_exception_handler(StarletteHTTPException, _answer_oversized)
+    server.app.add_exception_handler(StarletteHTTPException, _answer_unparsed)
     server.app.middleware_stack = None

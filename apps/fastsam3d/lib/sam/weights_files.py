@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .checkpoint_files import WeightsError, file_sha256, read_contents
 from .checkpoints import DECODER, ENCODER, GAUSSIAN, check_fit, part, recognise, shapes_of, state_of
+from .files import whole_file
 from .registry import REGISTRY, SHIPPED, WeightEntry, model_of, plain_name, read_registry, record
 from .spec import AnySpec, Sam2dSpec
 from .zoo import ALL_SPECS
@@ -181,20 +181,16 @@ def choose_spec(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes to a temporary file beside, then renames, so that a reader never sees half of it.
+    """Writes a whole file or none, so that a reader never sees half of it.
 
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(dict(state), temporary, metadata=dict(metadata))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # the writer makes it readable by its owner only
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = save(
+        dict(state), metadata=dict(metadata)
+    )  # the library's own writer tells no full disk from other faults
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _published(file: str, spec: AnySpec, alone: bool) -> WeightEntry | None:
