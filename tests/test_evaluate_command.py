@@ -134,7 +134,8 @@ def test_an_interrupted_run_goes_on_and_changed_arguments_are_noticed(data, caps
     assert not (data / "out" / "metrics.json").exists()
     assert evaluate(data, "--clicks", "1") == 0
     assert calls == [7, 300, 300] and len(rows_of(data)) == 2
-    assert evaluate(data, "--clicks", "1") == 0 and len(calls) == 3
+    assert evaluate(data, "--clicks", "1", "--modality", "mri") == 0 and len(calls) == 3
+    assert {row["modality"] for row in rows_of(data)} == {"MR"}
     capsys.readouterr()
     assert evaluate(data, "--clicks", "2", "--only", "300") == 0
     assert "another clicks" in capsys.readouterr().out and calls[3:] == [300]

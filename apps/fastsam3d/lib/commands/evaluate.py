@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ..cli import UserError, emit
+from . import evaluate_reference as reference
 
 NOT_ALL = 3
 _CHALLENGE_CLICKS, _CLICKS = 5, 10
@@ -44,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--model",
         default="fastsam3d",
-        help="one or several, with commas: a model of this app, random_walker, http://host:port#model, sam_vit_b or medsam "
-        "(default: %(default)s)",
+        help="one or several, with commas: a model of this app, random_walker, supervised, http://host:port#model, "
+        "sam_vit_b or medsam (default: %(default)s)",
     )
     models.add_argument(
         "--weights", help="a weights file, a folder or a registry name; MODEL=... for one of several models"
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a field of the models' spec"
     )
     models.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    reference.add_arguments(parser)
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--protocol", choices=PROTOCOLS, default="points", help="(default: %(default)s)")
     asked.add_argument(
@@ -96,8 +98,10 @@ def main(args: argparse.Namespace) -> int:
         modalities = _modalities(args.modality, cases)
         cases = [Case(c.name, c.image, c.labels, modalities.get(c.name, c.modality)) for c in cases]
     settings = _settings(args)
-    choices = _choices(args)
+    choices, notes, untrained = reference.trained(args, _choices(args), cases, settings)
+    problems += notes
     versions, missing = _versions(choices)
+    missing |= untrained
     problems += [Problem("", reason, model=choice.name) for choice, reason in missing.items()]
     usable = [choice for choice in choices if choice in versions]
     if not usable:
@@ -139,6 +143,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--clicks must be 1 to 200, got {args.clicks}")
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
+    reference.check(args)
     if not 0 <= args.tolerance < 1000:
         raise UserError(f"--tolerance must be a number of mm, at least 0, got {args.tolerance}")
 
@@ -230,6 +235,7 @@ def _write(args, rows, extras, problems, settings, versions, cases: int) -> None
         "NSD tolerance": f"{settings.tolerance_mm:g} mm",
         "structures": f"{len(rows)} results of {cases} cases, {settings.parts} parts",
         "changes": ", ".join(args.set) or "none",
+        **reference.fact(versions),
         "made": f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {platform.system()}",
     }
     write_text(args.out / "metrics.json", json.dumps(rows, indent=1))

@@ -33,6 +33,17 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which structure is asked for: its value in the label maps and its name, never where it is.
+
+    Models that take prompts need neither; a server may have the name among its labels.
+    """
+
+    label: int
+    name: str
+
+
 Ask = Callable[[Prompts], Answer]
 
 
@@ -43,19 +54,22 @@ class Model(Protocol):
         name: as the user wrote it; stands in every row.
         version: what it was made of; results of another version are not reused.
         clicks, boxes: which prompts it takes; a box that is one voxel thin along an axis asks for one slice.
+        automatic: whether it answers without prompts, always the same.
     """
 
     name: str
     version: str
     clicks: bool
     boxes: bool
+    automatic: bool
 
-    def open(self, session: ImageSession, path: Path) -> AbstractContextManager[Ask]:
+    def open(self, session: ImageSession, path: Path, wanted: Wanted) -> AbstractContextManager[Ask]:
         """Makes a scan ready for prompts.
 
         Args:
             session: the open scan.
             path: the file it came from.
+            wanted: what will be asked for.
 
         Raises:
             ModelError: the model cannot be asked about this scan.

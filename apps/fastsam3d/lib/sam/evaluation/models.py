@@ -16,6 +16,8 @@ from .interface import Model, ModelError
 from .random_walker import RandomWalker
 from .remote import RemoteModel
 from .slice_model import SliceModel
+from .supervised import NAME as SUPERVISED
+from .supervised import Supervised, networks_version
 from .transformers_sam import NAMES, TransformersSam, sam_version
 from .volume_model import VolumeModel
 
@@ -25,8 +27,8 @@ class ModelChoice:
     """A model as the user asked for it; can be sent to another process.
 
     Attributes:
-        name: a model of the app, `random_walker`, `http://host:port#model`, `sam_vit_b` or `medsam`.
-        weights: a file, a folder or a registry name; None for the model's own.
+        name: a model of the app, `random_walker`, `supervised`, `http://host:port#model`, `sam_vit_b` or `medsam`.
+        weights: a file, a folder or a registry name; None for the model's own (`supervised` needs a folder).
         changes: `field=value` changes of its spec.
         device: auto, cpu, cuda or cuda:N.
         model_dir: the app's folder of weights.
@@ -49,6 +51,8 @@ def load_model(choice: ModelChoice) -> Model:
         return RandomWalker()
     if choice.name.startswith(("http://", "https://")):
         return RemoteModel(choice.name)
+    if choice.name == SUPERVISED:
+        return Supervised(Path(choice.weights or ""), choose_device(choice.device))
     if choice.name in NAMES:
         return TransformersSam(choice.name, Path(choice.weights or ""), choose_device(choice.device))
     try:
@@ -72,6 +76,8 @@ def model_version(choice: ModelChoice) -> str:
         return RandomWalker.version
     if choice.name.startswith(("http://", "https://")):
         return RemoteModel(choice.name).version
+    if choice.name == SUPERVISED:
+        return networks_version(Path(choice.weights or ""))
     if choice.name in NAMES:
         return sam_version(choice.name, Path(choice.weights) if choice.weights else None)
     try:

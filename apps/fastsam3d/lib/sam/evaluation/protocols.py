@@ -3,12 +3,14 @@
 - points: clicks, each in the error of the mask before; apart from that, a tight box alone.
 - cvpr25: a box first where the model takes one, then clicks at the centre of the largest error, the box kept.
 - box2d: a tight box in every slice that the structure touches.
+
+A model without prompts answers the same at every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,6 +75,14 @@ def box_step(ask: Ask, box: Box | None) -> Step | None:
         return None
     prompts = Prompts((), box)
     return Step(BOX, prompts, ask(prompts))
+
+
+def automatic_steps(ask: Ask, count: int) -> Iterator[Step]:
+    """What a model without prompts answers, as the answer to a box and to every click; its time counts once."""
+    answer = ask(Prompts())
+    yield Step(BOX, Prompts(), answer)
+    for n in range(1, count + 1):
+        yield Step(n, Prompts(), answer if n == 1 else replace(answer, seconds=0.0))
 
 
 def tight_box(target: np.ndarray) -> Box | None:

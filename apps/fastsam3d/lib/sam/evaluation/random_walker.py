@@ -18,7 +18,7 @@ from ..placement import place_patch
 from ..prompts import Prompts
 from ..session import ImageSession
 from ..spec import EncoderSpec, SamSpec
-from .interface import Answer, Ask
+from .interface import Answer, Ask, Wanted
 
 SIZE, SPACING_MM = 64, 3.0
 """The crop: 64 voxels of 3 mm, the 19 cm that the published models see; solving it takes one to three seconds."""
@@ -43,10 +43,10 @@ class RandomWalker:
 
     name = "random_walker"
     version = f"beta {BETA:g}, smooth {SMOOTH:g}, core 1/{_CORE}, brush {_BRUSH}, {SIZE} x {SPACING_MM:g} mm"
-    clicks, boxes = True, True
+    clicks, boxes, automatic = True, True, False
 
     @contextmanager
-    def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
+    def open(self, session: ImageSession, path: Path, wanted: Wanted) -> Iterator[Ask]:
         """See `Model.open`."""
 
         def ask(prompts: Prompts) -> Answer:

@@ -1,5 +1,7 @@
 """Any other MONAI Label server as a model: a click goes out over HTTP, a mask comes back.
 
+Models of type deepgrow, deepedit and vista3d are clicked; those of type segmentation answer without prompts.
+
 A scan is sent once for all its structures, as a session of MONAI Label's, and removed before the next one is sent and at
 the end; label maps never leave this machine.
 """
@@ -23,12 +25,13 @@ from ..prompts import Prompts
 from ..session import Identity, ImageSession
 from ..volume_io import VolumeError, read_volume
 from .grids import apart_mm
-from .interface import Answer, Ask, ModelError
+from .interface import Answer, Ask, ModelError, Wanted
 
 TIMEOUT_S = 600.0
 EXPIRY_S = 7200
 """Without a prompt for so long a server removes a scan by itself."""
 
+_CLICKED, _AUTOMATIC = ("deepgrow", "deepedit", "vista3d"), "segmentation"
 _UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _FORMATS = {b"NRRD": ".nrrd", b"\x1f\x8b": ".nii.gz"}
 
@@ -43,7 +46,7 @@ class RemoteModel:
         ModelError: another form, no server there, or no such interactive model on it.
     """
 
-    clicks, boxes = True, False
+    boxes = False
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
@@ -60,19 +63,23 @@ class RemoteModel:
             raise ModelError(f"{self._base} offers no model {self._model!r}; it offers {', '.join(models) or 'none'}")
         described = models[self._model]
         self._type = str(described.get("type"))
-        self._labels = [str(label) for label in described.get("labels") or ()]
-        if self._type not in ("deepgrow", "deepedit", "vista3d"):
-            raise ModelError(f"{address} is of type {self._type!r}; only models that take clicks can be evaluated")
+        self._labels = _labels(described.get("labels"))
+        if self._type not in (*_CLICKED, _AUTOMATIC):
+            kinds = ", ".join((*_CLICKED, _AUTOMATIC))
+            raise ModelError(f"{address} is of type {self._type!r}; only {kinds} can be evaluated")
+        self.automatic = self._type == _AUTOMATIC
+        self.clicks = not self.automatic
         self.version = f"{info.get('name')} {info.get('version')} {described.get('version', '')}".strip()
 
     @contextmanager
-    def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
+    def open(self, session: ImageSession, path: Path, wanted: Wanted) -> Iterator[Ask]:
         """See `Model.open`: sends the scan, unless it was sent for the structure before."""
         if self._sent is None or self._sent[0] != session.identity:
             self.close()
             self._sent = session.identity, self._send(path)
+        label, value = answered_as(self._type, self._labels, wanted.name, self.name)
         identifier = self._sent[1]
-        yield lambda prompts: self._ask(session, identifier, prompts)
+        yield lambda prompts: self._ask(session, identifier, prompts, label, value)
 
     def close(self) -> None:
         """Removes the scan that was sent last from the server."""
@@ -92,16 +99,16 @@ class RemoteModel:
         """A server has none to offer."""
         return None
 
-    def _ask(self, session: ImageSession, identifier: str, prompts: Prompts) -> Answer:
+    def _ask(self, session: ImageSession, identifier: str, prompts: Prompts, label: str, value: int | None) -> Answer:
         begin = time.perf_counter()
         answer = self._call(
             "POST",
             f"/infer/{self._model}",
             params={"session_id": identifier, "output": "image"},
-            data={"params": json.dumps(clicks_as_request(self._type, self._labels, prompts))},
+            data={"params": json.dumps(clicks_as_request(self._type, label, prompts))},
         )
-        mask = _mask(answer.content, session)
-        return Answer(mask, time.perf_counter() - begin)
+        labels = _label_map(answer.content, session)
+        return Answer(labels > 0 if value is None else labels == value, time.perf_counter() - begin)
 
     def _call(self, method: str, path: str, **given: Any) -> requests.Response:
         try:
@@ -114,27 +121,60 @@ class RemoteModel:
         return answer
 
 
-def clicks_as_request(kind: str, labels: list[str], prompts: Prompts) -> Mapping[str, Any]:
+def clicks_as_request(kind: str, label: str, prompts: Prompts) -> Mapping[str, Any]:
     """Clicks in the dialect of a model's type, as OHIF and Slicer send them: [i, j, k] of the stored image.
 
     Args:
-        kind: deepgrow, deepedit or vista3d.
-        labels: the model's labels; the first that is not the background stands for the object in deepedit.
+        kind: one of deepgrow, deepedit, vista3d; segmentation takes no clicks.
+        label: the structure's among deepedit's labels.
     """
     points = [list(click.ijk) for click in prompts.clicks]
     signs = [int(click.positive) for click in prompts.clicks]
     inside = [p for p, sign in zip(points, signs) if sign]
     outside = [p for p, sign in zip(points, signs) if not sign]
     common = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    if kind == _AUTOMATIC:
+        return common
     if kind == "vista3d":
         return {"points": points, "point_labels": signs, "label_prompt": [], **common}
     if kind == "deepedit":
-        label = next((name for name in labels if name != "background"), "foreground")
         return {"label": label, label: inside, "background": outside, **common}
     return {"foreground": inside, "background": outside, **common}
 
 
-def _mask(content: bytes, session: ImageSession) -> np.ndarray:
+def answered_as(kind: str, labels: Mapping[str, int | None], name: str, address: str) -> tuple[str, int | None]:
+    """Which of a model's labels stands for a structure, and its value in the answers; None where any value does.
+
+    deepedit is asked for the label of the structure's name, else for its first that is not background. The answers of
+    deepgrow and vista3d hold the clicked structure alone.
+
+    Raises:
+        ModelError: a model that takes no clicks has no label of that name, or does not say its value.
+    """
+    objects = [label for label in labels if label != "background"]
+    same = [label for label in objects if label.casefold() == name.casefold()]
+    if kind == _AUTOMATIC:
+        if not same or labels[same[0]] is None:
+            raise ModelError(
+                f"{address} must say the value of a label {name!r}; its labels are {', '.join(objects) or 'none'}. "
+                "--names gives structures the names that the server has"
+            )
+        return same[0], labels[same[0]]
+    if kind != "deepedit":
+        return "", None
+    label = next(iter(same + objects), "foreground")
+    return label, labels.get(label)
+
+
+def _labels(described: Any) -> dict[str, int | None]:
+    """A model's labels {name: value}; a list of names says no values."""
+    if isinstance(described, Mapping):
+        return {str(k): v if isinstance(v, int) and not isinstance(v, bool) else None for k, v in described.items()}
+    return {str(label): None for label in described or ()}
+
+
+def _label_map(content: bytes, session: ImageSession) -> np.ndarray:
+    """(I, J, K) numbers of an answer's file, on the scan's grid."""
     extension = next((e for start, e in _FORMATS.items() if content.startswith(start)), ".nii")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"mask{extension}"
@@ -146,4 +186,4 @@ def _mask(content: bytes, session: ImageSession) -> np.ndarray:
     fault = apart_mm(session.volume.grid, answer.grid)
     if fault:
         raise ModelError(f"the server's mask is not on the scan's grid: {fault}")
-    return answer.array > 0
+    return answer.array

@@ -17,7 +17,7 @@ _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b5732a", "#6c4ab6", "#2a9d8f", "#
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child,td.t,th.t{text-align:left}figure{display:inline-block;margin:.5em;vertical-align:top}
-figcaption{font-size:12px;max-width:780px}img{display:block;max-width:100%}.n{color:#777}svg{margin-right:1em}"""
+figcaption{font-size:12px;max-width:780px}img{display:block;max-width:100%}.n{color:#777}.w{overflow-x:auto}svg{margin-right:1em;max-width:100%}"""
 
 
 def html_report(
@@ -213,7 +213,7 @@ def _table(head: list[Any], lines: list[list[Any]], text: int = 1) -> str:
         return "".join(f"<{tag}{kind}>{value}</{tag}>" for kind, value in zip(kinds, shown))
 
     body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
+    return f"<div class=w><table><tr>{cells('th', head)}</tr>{body}</table></div>"
 
 
 def _two(value: float | None) -> str | None:
@@ -225,4 +225,5 @@ def _percent(value: float | None) -> str | None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:15] + "..."
+    """A name for the margin of a curve; of a server's address the end, which tells models apart."""
+    return name if len(name) <= 18 else "..." + name[-15:]

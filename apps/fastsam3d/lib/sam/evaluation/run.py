@@ -112,7 +112,11 @@ class Kept:
             changed.append("save-masks")
         if changed:
             return None, changed
-        return Result(entry["row"], entry["extra"], tuple(Problem(**p) for p in entry["problems"])), []
+        said = {
+            "name": task.structure.name,
+            "modality": task.structure.case.modality,
+        }  # words, which cost no new answer
+        return Result(entry["row"] | said, entry["extra"], tuple(Problem(**p) for p in entry["problems"])), []
 
     def add(self, task: Task, made_with: dict[str, Any], result: Result, masks: bool) -> None:
         """Keeps a scored structure; what failed is tried again by the next run."""
@@ -224,6 +228,4 @@ def _made_with(task: Task, versions: dict[ModelChoice, str], settings: Settings)
         "set": sorted(task.choice.changes),
         "image": content[:1],
         "labels": content[1:],
-        "name": task.structure.name,
-        "modality": case.modality,
     }

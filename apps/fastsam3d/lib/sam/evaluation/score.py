@@ -21,9 +21,9 @@ from ..volume_io import Volume, VolumeError
 from .cases import Case, Problem
 from .components import largest_component
 from .grids import apart_mm
-from .interface import Model, ModelError
+from .interface import Model, ModelError, Wanted
 from .pictures import render
-from .protocols import BOX, Step, box_step, challenge_box, click_steps, slices_step, tight_box
+from .protocols import BOX, Step, automatic_steps, box_step, challenge_box, click_steps, slices_step, tight_box
 from .scans import read_labels
 
 PUBLISHED_SIZE, PUBLISHED_SPACING_MM = 128, 1.5
@@ -156,7 +156,7 @@ def _scored(
     steps: list[tuple[int, float, float, float]] = []
     warnings: list[str] = []
     last: Step | None = None
-    with model.open(session, structure.case.image) as ask:
+    with model.open(session, structure.case.image, Wanted(structure.label, structure.name)) as ask:
         for step in _steps(model, ask, target, spacing, settings, notes, structure):
             mask = step.answer.mask
             values = dice(mask, target), surface_dice(mask, target, spacing, settings.tolerance_mm)
@@ -197,6 +197,9 @@ def _scored(
 
 def _steps(model: Model, ask, target, spacing, settings: Settings, notes: list[Problem], structure: Structure):
     """The steps of the protocol that this model takes part in."""
+    if model.automatic:
+        yield from automatic_steps(ask, 0 if settings.protocol == "box2d" else settings.clicks)
+        return
     if settings.protocol == "box2d":
         if not model.boxes:
             raise ModelError(f"the protocol box2d needs a model that takes boxes; {model.name} takes clicks")

@@ -12,20 +12,20 @@ import numpy as np
 from ..prompts import Prompts
 from ..session import ImageSession
 from ..slice_segmenter import SliceOptions, SliceSegmenter
-from .interface import Answer, Ask, ModelError
+from .interface import Answer, Ask, ModelError, Wanted
 from .scans import flat_image
 
 
 class SliceModel:
     """A `SliceSegmenter` as the evaluation's `Model`."""
 
-    clicks, boxes = True, True
+    clicks, boxes, automatic = True, True, False
 
     def __init__(self, name: str, segmenter: SliceSegmenter) -> None:
         self.name, self.version, self.segmenter = name, segmenter.weights_version, segmenter
 
     @contextmanager
-    def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
+    def open(self, session: ImageSession, path: Path, wanted: Wanted) -> Iterator[Ask]:
         """See `Model.open`. Photographs are asked in their colours, by boxes."""
         pixels = flat_image(path)
 

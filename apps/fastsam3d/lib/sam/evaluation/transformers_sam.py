@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..intensity import grey_range, to_8bit
 from ..prompts import Prompts
 from ..session import ImageSession
-from .interface import Answer, Ask, ModelError
+from .interface import Answer, Ask, ModelError, Wanted
 from .scans import flat_image
 
 NAMES = ("sam_vit_b", "medsam")
@@ -37,7 +37,7 @@ class TransformersSam:
         ModelError: the package is not installed, or there are no usable weights in the folder.
     """
 
-    clicks, boxes = False, True
+    clicks, boxes, automatic = False, True, False
 
     def __init__(self, name: str, folder: Path, device: torch.device | str = "cpu") -> None:
         self.name, self.version = name, sam_version(name, folder)
@@ -54,7 +54,7 @@ class TransformersSam:
         self._device = torch.device(device)
 
     @contextmanager
-    def open(self, session: ImageSession, path: Path) -> Iterator[Ask]:
+    def open(self, session: ImageSession, path: Path, wanted: Wanted) -> Iterator[Ask]:
         """See `Model.open`."""
         pixels = flat_image(path)
         limits = grey_range(session.volume.array) if pixels is None else None

@@ -13,20 +13,20 @@ from ..prompts import Prompts
 from ..segmenter import VolumeSegmenter
 from ..session import ImageSession
 from ..uncertainty import uncertainty_map
-from .interface import Answer, Ask
+from .interface import Answer, Ask, Wanted
 
 
 class VolumeModel:
     """A `VolumeSegmenter` as the evaluation's `Model`."""
 
-    clicks = True
+    clicks, automatic = True, False
 
     def __init__(self, name: str, segmenter: VolumeSegmenter) -> None:
         self.name, self.version, self.segmenter = name, segmenter.weights_version, segmenter
         self.boxes = segmenter.spec.decoder.boxes
 
     @contextmanager
-    def open(self, session: ImageSession, path: Path | None = None) -> Iterator[Ask]:
+    def open(self, session: ImageSession, path: Path | None = None, wanted: Wanted | None = None) -> Iterator[Ask]:
         """See `Model.open`; nothing is done before the first prompt."""
 
         def ask(prompts: Prompts) -> Answer:
