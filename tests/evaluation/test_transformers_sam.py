@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lib.cli import main
-from lib.sam.evaluation.interface import ModelError
+from lib.sam.evaluation.interface import ModelError, Wanted
 from lib.sam.evaluation.transformers_sam import TransformersSam, _pixels, sam_version
 from lib.sam.grid import Grid
 from lib.sam.prompts import Box, Click, Prompts
@@ -65,7 +65,7 @@ def test_a_photograph_is_asked_as_the_package_would_be(folder, tmp_path):
 
     with SessionStore(2**28, read=read_scan).open("a", tmp_path / "a.png") as session:
         assert session.volume.grid == Grid((60, 90, 1), np.diag([-1.0, -1, 1, 1]))
-        with model.open(session, tmp_path / "a.png") as ask:
+        with model.open(session, tmp_path / "a.png", Wanted(1, "disc")) as ask:
             answer = ask(Prompts((), Box((10, 20, 0), (40, 70, 0))))
             with pytest.raises(ModelError, match="box2d"):
                 ask(Prompts((Click((3, 3, 0)),)))
