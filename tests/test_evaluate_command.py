@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import signal
 from html.parser import HTMLParser
 
 import nibabel as nib
@@ -239,6 +241,21 @@ def test_two_processes_give_what_one_gives(data):
     assert evaluate(data, "--clicks", "1", "--only", "7", "--workers", "2", out="two") == 0
     plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(data, out)] for out in ("one", "two")]
     assert plain[0] == plain[1] and len(plain[0]) == 2
+
+
+def killed(task):
+    """What the system does to a process for which there is no memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(data, capsys, monkeypatch):
+    import lib.sam.evaluation.run as running
+
+    monkeypatch.setattr(running, "_work", killed)
+    assert evaluate(data, "--clicks", "1", "--only", "300", "--workers", "2") == 2
+    assert "a worker process ended" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert evaluate(data, "--clicks", "1", "--only", "300") == 0 and len(rows_of(data)) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from lib.sam.evaluation.cases import Case, find_cases, label_names, modality_name, pair_folders, parse_names
+from lib.sam.evaluation.cases import (
+    Case,
+    find_cases,
+    label_names,
+    modality_name,
+    pair_folders,
+    parse_names,
+    unique,
+)
 from lib.sam.evaluation.scans import flat_image, read_labels, read_scan
 from lib.sam.volume_io import VolumeError
 from PIL import Image
@@ -29,6 +37,15 @@ def test_equal_names_are_pairs_and_lonely_files_are_said(tmp_path):
     assert [p.case for p in problems] == ["only", "lost"] and not any(p.scored for p in problems)
     with pytest.raises(ValueError, match="same name"):
         pair_folders(images, tmp_path)
+
+
+def test_a_name_that_two_scans_have_is_taken_once_and_hidden_files_never(tmp_path):
+    images, labels = tmp_path / "i", tmp_path / "l"
+    touch(images / "a.nii.gz", images / "a.nrrd", images / "._a.nii.gz", labels / "a.nii.gz", labels / "._a.nii.gz")
+    found, problems = pair_folders(images, labels)
+    cases, again = unique(found)
+    assert [c.image.name for c in cases] == ["a.nii.gz"] and problems == []
+    assert [p.case for p in again] == ["a"] and "a.nrrd is left out" in again[0].reason and not again[0].scored
 
 
 def test_studies_of_monai_label(tmp_path):

@@ -149,9 +149,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _cases(args: argparse.Namespace):
-    from ..sam.evaluation.cases import find_cases, pair_folders
+    from ..sam.evaluation.cases import find_cases, pair_folders, unique
 
-    return find_cases(args.data) if args.data is not None else pair_folders(args.images, args.labels)
+    cases, problems = find_cases(args.data) if args.data is not None else pair_folders(args.images, args.labels)
+    cases, again = unique(cases)
+    return cases, problems + again
 
 
 def _settings(args: argparse.Namespace):

@@ -121,6 +121,16 @@ def find_cases(folder: Path) -> tuple[list[Case], list[Problem]]:
     return cases, problems
 
 
+def unique(cases: list[Case]) -> tuple[list[Case], list[Problem]]:
+    """The cases without those whose name another one has already (x.nii.gz beside x.nrrd), and a problem for each of these."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(case.name, case)
+    again = [case for case in cases if first[case.name] is not case]
+    reason = "{} is left out: {} is a case of this name too; rename one"
+    return list(first.values()), [Problem(c.name, reason.format(c.image.name, first[c.name].image.name)) for c in again]
+
+
 def label_names(cases: list[Case], given: Path | None, folder: Path | None) -> dict[int, str]:
     """{value: name} from the file that the user names, else from labels.json or dataset.json near the data.
 
@@ -204,7 +214,9 @@ def _side_by_side(folder: Path) -> tuple[list[Case], list[Problem]]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(folder.iterdir()) if p.is_file() and p.name.lower().endswith(EXTENSIONS)}
+    """{name: path} of what can be read; hidden files (such as macOS's ._x.nii.gz) are no data."""
+    found = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("."))
+    return {p.name: p for p in found if p.name.lower().endswith(EXTENSIONS)}
 
 
 def _stem(path: Path) -> str:

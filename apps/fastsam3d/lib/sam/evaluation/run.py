@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
@@ -212,7 +213,14 @@ def _results(todo, settings: Settings, workers: int, cache_bytes: int, total: in
         with pool:
             running = {pool.submit(_work, task): (task, made_with) for task, made_with in todo}
             for done in as_completed(running):
-                yield (*running[done], done.result())
+                try:
+                    result = done.result()
+                except BrokenProcessPool as error:
+                    raise OSError(
+                        "a worker process ended, perhaps for lack of memory; the same command goes on where it was, "
+                        f"with fewer than {workers} --workers it needs less"
+                    ) from error
+                yield (*running[done], result)
                 bar.update()
 
 
