@@ -156,10 +156,13 @@ def _scored(
     steps: list[tuple[int, float, float, float]] = []
     warnings: list[str] = []
     last: Step | None = None
+    measured: np.ndarray | None = None
     with model.open(session, structure.case.image, Wanted(structure.label, structure.name)) as ask:
         for step in _steps(model, ask, target, spacing, settings, notes, structure):
             mask = step.answer.mask
-            values = dice(mask, target), surface_dice(mask, target, spacing, settings.tolerance_mm)
+            if mask is not measured:  # one that was perfect, or needed no prompts, comes again as it is
+                values = dice(mask, target), surface_dice(mask, target, spacing, settings.tolerance_mm)
+                measured = mask
             steps.append((step.clicks, *values, step.answer.seconds))
             warnings += step.answer.warnings
             if settings.masks is not None:
