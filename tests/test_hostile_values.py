@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -25,6 +26,7 @@ from lib.sam.series_check import _check_positions
 from lib.sam.volume_io import VolumeError, read_grid, read_volume
 from lib.security.archives import ArchiveError, unpack_zip
 from lib.security.dicom_proxy import _stays_below
+from lib.security.labels import check_label
 from lib.security.log_filter import HIDDEN, without_identifiers
 from lib.security.names import UnsafeNameError, check_image_id, check_info, check_tag, is_uid, parse_info
 
@@ -204,6 +206,17 @@ def test_a_damaged_header_is_read_alike_or_refused(tmp_path, changes, cut):
     assert volume.nbytes <= 1 << 20
     assert np.isfinite(volume.array).all()
     assert header == volume.grid
+    with contextlib.suppress(VolumeError):
+        check_label(path, path, 1 << 20)
+
+
+@pytest.mark.parametrize("quaternion", [(1.0, 1.0, 1.0), (np.nan, 0.0, 0.0), (np.inf, 0.0, 0.0)])
+def test_a_label_of_an_image_whose_unused_grid_is_damaged(tmp_path, quaternion):
+    raw = bytearray(nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.diag([1.0, 2, 3, 1])).to_bytes())
+    raw[256:268] = np.array(quaternion, "<f4").tobytes()
+    path = Path(tmp_path, "x.nii")
+    path.write_bytes(raw)
+    check_label(path, path, 1 << 20)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

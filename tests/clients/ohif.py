@@ -80,6 +80,13 @@ _WATCH_PAINTING = """() => {
     cornerstone.eventTarget.addEventListener(name, () => { window.painted = true; }, { once: true });
 }"""
 
+# What OHIF's own "Export as DICOM SEG" does once its dialog has asked for a name.
+_EXPORT = """async name => {
+    const options = { SeriesDescription: name };
+    const { dataset } = commandsManager.runCommand('generateSegmentation', { segmentationId: '1', options });
+    await extensionManager.getActiveDataSource()[0].store.dicom(dataset);
+}"""
+
 _POINTS = "() => cornerstoneTools.annotation.state.getAllAnnotations().length"
 _ACTIVE_PANE = "() => services.viewportGridService.getState().activeViewportId"
 
@@ -195,6 +202,10 @@ class Viewer:
         found = self.page.evaluate(_LABELMAP)
         voxels = np.frombuffer(base64.b64decode(found["voxels"]), np.uint8)
         return voxels.reshape(found["size"][::-1]).transpose(2, 1, 0), found["names"]
+
+    def export(self, name: str) -> None:
+        """Makes a DICOM SEG of the labelmap and stores it on the DICOMweb server, as OHIF's export does."""
+        self.page.evaluate(_EXPORT, name)
 
     def mask(self, label: str) -> np.ndarray:
         """(I, J, K) bool: one label of the browser's labelmap."""

@@ -6,6 +6,7 @@ import json
 import os
 from urllib.parse import urlsplit
 
+import nibabel as nib
 import numpy as np
 import pytest
 import requests
@@ -101,6 +102,28 @@ def test_a_background_click_changes_the_mask(viewer, ohif_demo, series, tmp_path
     prompts = {key: answer.params[key] for key in ("foreground", "background")}
     expected = served(ohif_demo.url, series, prompts, tmp_path)
     assert np.array_equal(after, expected & np.isin(others, (0, names[organ])))
+
+
+def test_the_viewers_export_is_learned_under_its_names(viewer, ohif_demo, series):
+    """OHIF numbers the segments as it likes, and this version writes the frames in the opposite order of the slices.
+
+    Its labelmap keeps its slices in another order than the volume that shows them, so what is seen in place is written
+    upside down, with positions that no reader can doubt. Labels that the server stores are not concerned. If this fails
+    because OHIF has mended it, the warning in lib/security/dicom_store.py has to go.
+    """
+    masks = {organ: viewer.mask(organ) for organ in ORGANS}
+    assert any(mask.any() for mask in masks.values())
+    viewer.export("by hand")
+    (pair,) = requests.get(f"{ohif_demo.url}/datastore/?output=train", timeout=120).json()
+    assert series.series in pair["image"]
+    query = {"label": series.series, "tag": "final"}
+    info = requests.get(f"{ohif_demo.url}/datastore/label/info", params=query, timeout=60).json()
+    values = {entry["name"]: entry["idx"] for entry in info["label_info"]}
+    label = np.asarray(nib.load(pair["label"]).dataobj)
+    for organ, mask in masks.items():
+        assert np.array_equal(label == values.get(organ, -1), mask[:, :, ::-1]), organ
+    assert (label > 0).sum() == sum(mask.sum() for mask in masks.values())
+    assert "another viewer" in info["warnings"][0]
 
 
 def test_run_without_a_point_shows_an_error_and_the_server_lives_on(viewer, ohif_demo, series):

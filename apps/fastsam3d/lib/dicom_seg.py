@@ -29,11 +29,13 @@ class Segments(NamedTuple):
         array: (I, J, K) uint16; 0 is background.
         names: value -> name.
         overlap: voxels that belong to more than one segment; the later one has them.
+        program: what wrote the file (its ImplementationVersionName); "" if it does not say.
     """
 
     array: np.ndarray
     names: dict[int, str]
     overlap: int
+    program: str = ""
 
 
 def names_of(info: Mapping[str, Any], values: Sequence[int]) -> list[dict[str, Any]]:
@@ -75,6 +77,7 @@ def read_segments(path: Path, grid: Grid) -> Segments:
     try:
         found = pydicom.dcmread(path)
         names = {int(s.SegmentNumber): str(s.SegmentLabel) for s in found.SegmentSequence}
+        program = str(found.file_meta.get("ImplementationVersionName") or "")
         if found.SegmentationType != "BINARY":
             raise VolumeError(f"a segmentation must be BINARY, got {found.SegmentationType}")
         frames = found.pixel_array.reshape(-1, found.Rows, found.Columns)
@@ -89,7 +92,7 @@ def read_segments(path: Path, grid: Grid) -> Segments:
             array[tuple(places.T)] = value
     except (AttributeError, KeyError, IndexError, TypeError, NotImplementedError, InvalidDicomError, OSError) as error:
         raise VolumeError(f"not a usable DICOM segmentation: {type(error).__name__}: {error}") from error
-    return Segments(array, names, overlap)
+    return Segments(array, names, overlap, program)
 
 
 def same_content(segments: Segments, array: np.ndarray, names: Sequence[tuple[int, str]]) -> bool:

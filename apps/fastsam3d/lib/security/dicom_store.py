@@ -11,11 +11,13 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import requests
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
@@ -28,6 +30,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEx
 from pydicom.dataset import Dataset
 
 from ..dicom_seg import Segments, names_of, read_segments, same_content
+from ..infer_route import is_inference
 from ..sam.grid import Grid
 from ..sam.series_check import check_series
 from ..sam.volume_io import VolumeError, read_volume
@@ -40,6 +43,11 @@ logger = logging.getLogger(__name__)
 _IMAGE_EXT = ".nii.gz"
 _ABANDONED_SECONDS = 6 * 3600.0
 _FINAL = DefaultLabelTag.FINAL.value
+_OHIF = "OHIF-VIEWER"
+_MIRRORED = (
+    "exported by OHIF, whose version 3.10.0-beta.5 (MONAI Label 0.8.5 has it) writes frames in the opposite order of the "
+    "slices they were drawn on; look at it in another viewer before training on it"
+)
 
 
 class _Seg(NamedTuple):
@@ -55,10 +63,35 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unusable: set[str] = set()
+        self._last: dict[str, list[str]] = {}
         super().__init__(*args, **kwargs)
         for part in Path(self._datastore.image_path()).glob(f".fetch-*{PART}"):
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:  # by a process that was killed
                 shutil.rmtree(part, ignore_errors=True)
+
+    def list_images(self) -> list[str]:
+        """Every series of the server that the search filter finds; see `_asked`."""
+        return self._asked("images", lambda: DICOMWebDatastore.list_images(self))
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """The series that a SEG of the server refers to; see `_asked`."""
+        return self._asked("labelled", lambda: DICOMWebDatastore.get_labeled_images(self, label_tag, labels))
+
+    def _asked(self, what: str, ask: Callable[[], list[str]]) -> list[str]:
+        """A list of the server; the last one while a click is answered, and as long as the server does not answer.
+
+        Raises:
+            requests.RequestException: it has not answered yet.
+        """
+        if is_inference() and what in self._last:
+            return self._last[what]
+        try:
+            self._last[what] = ask()
+        except (requests.ConnectionError, requests.Timeout) as error:
+            if what not in self._last:
+                raise
+            logger.warning("The DICOMweb server does not answer, so its lists are those of before: %s", error)
+        return self._last[what]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """As MONAI Label's, without series that were found to be no volume."""
@@ -219,11 +252,11 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
 
 def _info_of(seg: _Seg, segments: Segments) -> dict[str, Any]:
     names = [{"name": name, "idx": value} for value, name in segments.names.items()]
-    return {"label_info": names, "SeriesInstanceUID": seg.series} | (
-        {"warnings": [f"{segments.overlap} voxels belong to several segments; the last one has them"]}
-        if segments.overlap
-        else {}
-    )
+    warnings = [f"{segments.overlap} voxels belong to several segments; the last one has them"] * bool(segments.overlap)
+    if segments.program.startswith(_OHIF):
+        logger.warning("The segmentation %s of %s: %s", seg.series, seg.image, _MIRRORED)
+        warnings.append(_MIRRORED)
+    return {"label_info": names, "SeriesInstanceUID": seg.series} | ({"warnings": warnings} if warnings else {})
 
 
 def _smallest(segments: Segments) -> np.ndarray:

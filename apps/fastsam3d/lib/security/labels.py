@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -57,9 +58,11 @@ def _grids(image: Path) -> list[Grid]:
     grids = [read_grid(image)]
     if image.name.lower().endswith((".nii", ".nii.gz")):
         header = nib.load(image).header
-        for matrix in (header.get_qform(), header.get_sform()):
-            if abs(np.linalg.det(matrix[:3, :3])) > 0:
-                grids.append(Grid(grids[0].shape, matrix))
+        for read in (header.get_qform, header.get_sform):
+            with suppress(ValueError):  # one that is damaged is not the one that the image was read by
+                matrix = read()
+                if abs(np.linalg.det(matrix[:3, :3])) > 0:
+                    grids.append(Grid(grids[0].shape, matrix))
     return grids
 
 
