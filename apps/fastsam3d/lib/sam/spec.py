@@ -65,6 +65,8 @@ class DecoderSpec:
         dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
         refine: convolutions on the upscaled features, fed with the stem's features and the dense prompt maps.
         appearance: tokens know what was clicked, and maps say where else it looks like that (networks/appearance.py).
+        grow: channels of the U-Net that mends the logits, fed with connectedness to the clicks (networks/grow.py); 0 for
+            none. Needs `refine` and `appearance`.
         sharpen: channels of the head that doubles the resolution of the logits (networks/sharpen.py); 0 for none.
     """
 
@@ -79,6 +81,7 @@ class DecoderSpec:
     dense_clicks: bool = False
     refine: bool = False
     appearance: bool = False
+    grow: int = 0
     sharpen: int = 0
 
 

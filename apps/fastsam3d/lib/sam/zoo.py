@@ -28,6 +28,7 @@ _COMPACT_DECODER = DecoderSpec(
     dense_clicks=True,
     refine=True,
     appearance=True,
+    grow=32,
     sharpen=32,
 )
 

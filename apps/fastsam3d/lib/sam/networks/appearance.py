@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
+from .connectedness import box_evidence, connectedness, middle_of
 
 KEY_CHANNELS = 16
 SOFTNESS = 0.08
@@ -32,6 +33,11 @@ def pool_cells(patch: Tensor, cell: int) -> Tensor:
     return F.avg_pool3d(patch, cell)
 
 
+def map_channels(spec: SamSpec) -> int:
+    """Channels of `Appearance.maps`."""
+    return 2 * (spec.encoder.channels + 1) + (5 * spec.encoder.channels if spec.decoder.grow else 0)
+
+
 class Appearance(nn.Module):
     """Features of clicks and similarity maps.
 
@@ -45,9 +51,10 @@ class Appearance(nn.Module):
         self.cell = spec.patch_size // spec.mask_size
         self.key = nn.Conv3d(fine, KEY_CHANNELS, 1)
         self.channels = spec.encoder.channels + 1
+        self.grow = bool(spec.decoder.grow)
         self.norm = nn.LayerNorm(fine + coarse + spec.encoder.out)
         self.project = zero_(nn.Linear(fine + coarse + spec.encoder.out, spec.decoder.width))
-        self.dense = zero_(nn.Conv3d(2 * self.channels, spec.decoder.width, 1))
+        self.dense = zero_(nn.Conv3d(map_channels(spec), spec.decoder.width, 1))
 
     def tokens(self, points: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
         """Image features at points (B, N, 3) in patch voxels -> additions to their tokens (B, N, width)."""
@@ -55,15 +62,18 @@ class Appearance(nn.Module):
         found = [_at(f, points // (self.cell * step)) for f, step in ((fine, 1), (coarse, 2), (embedding, 4))]
         return self.project(self.norm(torch.cat(found, dim=1).transpose(1, 2).float()))
 
-    def maps(self, points: Tensor, signs: tuple[Tensor, Tensor], cues: tuple[Tensor, ...]) -> Tensor:
+    def maps(self, points: Tensor, signs: tuple[Tensor, Tensor], cues: tuple[Tensor, ...], box: Tensor) -> Tensor:
         """Similarity of every cell to the most similar click of each sign, in [0, 1].
 
         Args:
             points: (B, N, 3) in patch voxels. signs: (B, N) bool for positive, for negative clicks.
+            box: (B, 1, m, m, m), positive inside the box, all 0 without one.
 
         Returns:
-            (B, 2 * channels, m, m, m): intensity channels and learned key, for positive, then negative clicks; 0
-            without a click of that sign.
+            (B, map_channels, m, m, m): intensity channels and learned key, for positive, then negative clicks; 0
+            without a click of that sign. Where the spec has `grow`, then connectedness to the clicks of either sign
+            (with a box: to its middle where nothing is clicked, and to all that lies outside), and what the intensities
+            in the box and around it say.
         """
         intensity, fine = cues[0].float(), cues[1]
         keys = F.normalize(self.key(fine).float(), dim=1)
@@ -84,7 +94,30 @@ class Appearance(nn.Module):
                 same = same.clamp_min(0) * use
                 best = torch.maximum(best, torch.cat([alike.amax(2), same.amax(1, keepdim=True)], dim=1))
             out.append(best.unflatten(2, (m, m, m)))
+        if self.grow:
+            inside = box > 0
+            boxed = inside.flatten(1).any(1)[:, None, None, None, None]
+            positive, negative = (self._seeds(cells, chosen, m) for chosen in signs)
+            far_positive, far_negative = (x[:, : intensity.shape[1]].clamp_min(1e-30).log() * -SOFTNESS for x in out)
+            unclicked = boxed & ~positive.flatten(1).any(1)[:, None, None, None, None]
+            if bool(unclicked.any()):
+                middle = middle_of(inside)
+                positive = positive | (unclicked & middle)
+                value = (intensity * middle).sum((2, 3, 4), keepdim=True)
+                far_positive = torch.where(unclicked, (intensity - value).abs(), far_positive)
+            out.append(connectedness(intensity, far_positive, positive) * (inside | ~boxed))
+            out.append(connectedness(intensity, far_negative, negative | (boxed & ~inside)))
+            out.append(box_evidence(intensity, inside) * boxed)
         return torch.cat(out, dim=1)
+
+    @staticmethod
+    def _seeds(cells: Tensor, chosen: Tensor, m: int) -> Tensor:
+        """The chosen (B, N) clicks as a mask (B, 1, m, m, m) of their cells (B, N, 3)."""
+        seeds = torch.zeros(len(cells), m**3, dtype=torch.bool, device=cells.device)
+        which, click = torch.nonzero(chosen, as_tuple=True)
+        index = cells.long().clamp(0, m - 1)[which, click]
+        seeds[which, (index[:, 0] * m + index[:, 1]) * m + index[:, 2]] = True
+        return seeds.unflatten(1, (1, m, m, m))
 
 
 def _at(features: Tensor, cells: Tensor) -> Tensor:

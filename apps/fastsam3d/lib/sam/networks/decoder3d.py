@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .appearance import zero_
+from .appearance import map_channels, zero_
+from .grow import Grow
 from .layers import ChannelNorm, Perceptron
 from .sharpen import Sharpen
 from .transformer import TwoWayTransformer
@@ -71,8 +72,10 @@ class MaskDecoder3D(nn.Module):
         self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
         if d.refine:
             _, fine, coarse = spec.encoder.stem_widths
-            alike = 2 * (spec.encoder.channels + 1) if d.appearance else 0
+            alike = map_channels(spec) if d.appearance else 0
             self.refine = Refine(w // 4, w // 8, coarse, fine, 4, alike)
+        if d.grow:
+            self.grow = Grow(spec)
         if d.sharpen:
             self.sharpen = Sharpen(spec)
 
@@ -93,7 +96,8 @@ class MaskDecoder3D(nn.Module):
             image_pe: (1, width, g, g, g).
             sparse: (B, t, width). dense: (B, width, g, g, g).
             multimask: masks 1.. instead of mask 0 (never supervised in the published weights).
-            skips: stem features (stride 8, stride 4). maps: (B, 4, m, m, m) prompt maps. Both for `refine` only.
+            skips: stem features (stride 8, stride 4) and, for `grow`, mean intensities of the mask's cells.
+            maps: (B, 4 or more, m, m, m) prompt maps. Both for `refine` only.
 
         Returns:
             logits (B, masks, m, m, m) and predicted IoU (B, masks).
@@ -112,4 +116,6 @@ class MaskDecoder3D(nn.Module):
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
         masks = torch.einsum("bmc,bcxyz->bmxyz", torch.stack(kernels, dim=1), x)
+        if hasattr(self, "grow"):
+            masks = masks.float() + self.grow(masks, x, maps, image, skips)
         return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]

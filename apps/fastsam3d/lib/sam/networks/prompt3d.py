@@ -164,7 +164,7 @@ class PromptEncoder3D(nn.Module):
                 clicked = (signs[0] | signs[1])[..., None]
                 added = self.appearance.tokens(points[0], cues) * clicked
                 sparse = sparse + nn.functional.pad(added, (0, 0, 0, 1))
-                alike = self.appearance.maps(points[0], signs, cues)
+                alike = self.appearance.maps(points[0], signs, cues, maps[:, 3:])
                 dense = dense + self.appearance.dense(nn.functional.avg_pool3d(alike, 4))
                 maps = torch.cat([maps, alike], dim=1)
         elif mask is not None:

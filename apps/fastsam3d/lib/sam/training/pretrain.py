@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..anatomy.fields import Draw
@@ -87,15 +89,17 @@ def unroll(
     click_first: bool,
     uniform_share: float,
     repeat_share: float = 0.0,
+    learn: Collection[int] | None = None,
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Simulated rounds of prompts.
 
     Args:
         image: (V, channels, s, s, s); cubes smaller than the spec's get a random place in its position grid.
         target: (V, K, m, m, m) occupancy in [0, 1].
+        learn: the rounds to learn from; the others run without gradients, in a third of the time. None for all.
 
     Returns:
-        For each round the logits (V * K, 1, m, m, m) and the predicted IoU (V * K, 1); the sharpened logits of the last.
+        For each round to learn from the logits (V * K, 1, m, m, m) and the predicted IoU (V * K, 1); the sharpened logits of the last.
     """
     spec, (cubes, objects) = model.spec, target.shape[:2]
     window = None
@@ -123,8 +127,11 @@ def unroll(
         if not repeated and (index > 0 or click_first or not with_box):
             point, label = error_clicks(current, truth, uniform_share, cell)
             points, labels = torch.cat([points, point], 1), torch.cat([labels, label], 1)
-        logits, iou = model.decode(embedding, (points, labels), previous, window)
-        out.append((logits.float(), iou))
+        learned = learn is None or index in learn
+        with torch.set_grad_enabled(learned and torch.is_grad_enabled()):
+            logits, iou = model.decode(embedding, (points, labels), previous, window)
+        if learned:
+            out.append((logits.float(), iou))
         current = previous = logits.detach().float()
     return out, model.sharpen(embedding, logits)
 
@@ -145,6 +152,12 @@ def rounds_loss(outs: list[tuple[Tensor, Tensor]], sharp: Tensor, halves: Tensor
         fine = surface_loss(sharp, halves.flatten(0, 1)[:, None])
         out["sharp"], out["total"] = fine["dice"], out["total"] + fine["total"]
     return out
+
+
+def _widened(value: Tensor, like: Tensor | None) -> Tensor:
+    """A convolution's weight with zeros for the inputs that only `like` has; anything else as it is."""
+    more = 0 if like is None or like.ndim != 5 else like.shape[1] - value.shape[1]
+    return F.pad(value, (0, 0) * 3 + (0, more)) if more > 0 else value
 
 
 class Pretraining:
@@ -190,14 +203,17 @@ class Pretraining:
     def warm_start(self, checkpoint: Path) -> list[str]:
         """Begin with the averaged weights of another run; parameters that it lacks keep their fresh values.
 
+        Where a convolution of this model sees more maps than that of the other, the weights of the new ones begin at 0.
+
         Returns:
-            The names of those parameters.
+            The names of the parameters that the checkpoint lacks.
 
         Raises:
             ValueError: the checkpoint has parameters that this model lacks, or of another shape.
         """
         weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["average"]
         own = self.model.state_dict()
+        weights = {name: _widened(value, own.get(name)) for name, value in weights.items()}
         odd = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
         if odd:
             raise ValueError(f"{checkpoint} does not fit {self.spec.name}: {', '.join(odd[:5])} have no place there")
@@ -250,8 +266,9 @@ class Pretraining:
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             outs, sharp = unroll(
-                self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share
-            )
+                self.model, image, target, rounds, with_box, draw.chance(0.5), c.uniform_share, c.repeat_share,
+                learn={0, draw.integer(0, rounds), rounds - 1},
+            )  # fmt: skip
         terms = rounds_loss(outs, sharp, halves)
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
