@@ -133,7 +133,9 @@ class Sam2D(nn.Module):
         """
         sparse, dense = self.prompt_encoder(points, boxes, mask)
         maps = self.prompt_encoder.maps(points, boxes, mask) if self.spec.decoder.refine else None
-        return self.mask_decoder(embedding, self.prompt_encoder.dense_position(), sparse, dense, multimask, maps)
+        clicks = self.prompt_encoder.cells(points, boxes) if self.spec.decoder.grow else None
+        position = self.prompt_encoder.dense_position()
+        return self.mask_decoder(embedding, position, sparse, dense, multimask, maps, clicks)
 
 
 def build_sam2d(spec: Sam2dSpec) -> Sam2D:

@@ -202,6 +202,7 @@ class Decoder2dSpec:
         dense_clicks: clicks and box also enter as maps beside the mask prompt (positive, negative, box).
         refine: convolutions join the upscaled features, the encoder's detail, the prompt maps, and how much each pixel
             looks like what is prompted; needs dense_clicks and an encoder with that many detail channels; 0 for none.
+        grow: see DecoderSpec; needs `refine`.
     """
 
     width: int = 256
@@ -212,6 +213,7 @@ class Decoder2dSpec:
     iou_width: int = 256
     dense_clicks: bool = False
     refine: int = 0
+    grow: int = 0
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ _ROWS_2D = (
     Sam2dSpec("repmedsam_grid16", _REPVIT["m2_3"]),
     *(Sam2dSpec(f"repmedsam_{size}", _REPVIT[size], upsampling=4) for size in ("m0_9", "m1_0", "m1_1", "m1_5")),
     # The default that ships, and its teacher.
-    Sam2dSpec("repmedsam_compact", _COMPACT_REPVIT, _COMPACT_DECODER_2D, margin=1),
+    Sam2dSpec("repmedsam_compact", _COMPACT_REPVIT, replace(_COMPACT_DECODER_2D, grow=40), margin=1),
     Sam2dSpec("litemedsam_compact", _COMPACT_TINYVIT, _COMPACT_DECODER_2D, margin=1),
 )
 

@@ -12,20 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .connectedness import box_evidence, connectedness, middle_of
+from .connectedness import clicked_cells, prompted_maps
+from .layers import zero_
 
 KEY_CHANNELS = 16
 SOFTNESS = 0.08
 """A difference of normalised intensity (range -1 to 1) at which the similarity falls to 1 / e."""
 
 _CHUNK = 16
-
-
-def zero_(layer: nn.Module) -> nn.Module:
-    """The same layer with all parameters 0, so that it begins without effect."""
-    for p in layer.parameters():
-        nn.init.zeros_(p)
-    return layer
 
 
 def pool_cells(patch: Tensor, cell: int) -> Tensor:
@@ -71,9 +65,7 @@ class Appearance(nn.Module):
 
         Returns:
             (B, map_channels, m, m, m): intensity channels and learned key, for positive, then negative clicks; 0
-            without a click of that sign. Where the spec has `grow`, then connectedness to the clicks of either sign
-            (with a box: to its middle where nothing is clicked, and to all that lies outside), and what the intensities
-            in the box and around it say.
+            without a click of that sign. Where the spec has `grow`, then the maps of connectedness.py.
         """
         intensity, fine = cues[0].float(), cues[1]
         keys = F.normalize(self.key(fine).float(), dim=1)
@@ -95,29 +87,10 @@ class Appearance(nn.Module):
                 best = torch.maximum(best, torch.cat([alike.amax(2), same.amax(1, keepdim=True)], dim=1))
             out.append(best.unflatten(2, (m, m, m)))
         if self.grow:
-            inside = box > 0
-            boxed = inside.flatten(1).any(1)[:, None, None, None, None]
-            positive, negative = (self._seeds(cells, chosen, m) for chosen in signs)
-            far_positive, far_negative = (x[:, : intensity.shape[1]].clamp_min(1e-30).log() * -SOFTNESS for x in out)
-            unclicked = boxed & ~positive.flatten(1).any(1)[:, None, None, None, None]
-            if bool(unclicked.any()):
-                middle = middle_of(inside)
-                positive = positive | (unclicked & middle)
-                value = (intensity * middle).sum((2, 3, 4), keepdim=True)
-                far_positive = torch.where(unclicked, (intensity - value).abs(), far_positive)
-            out.append(connectedness(intensity, far_positive, positive) * (inside | ~boxed))
-            out.append(connectedness(intensity, far_negative, negative | (boxed & ~inside)))
-            out.append(box_evidence(intensity, inside) * boxed)
+            clicked = [clicked_cells(cells, chosen, intensity.shape[2:]) for chosen in signs]
+            far = [x[:, : intensity.shape[1]].clamp_min(1e-30).log() * -SOFTNESS for x in out]
+            out.append(prompted_maps(intensity, *clicked, tuple(far), box > 0))
         return torch.cat(out, dim=1)
-
-    @staticmethod
-    def _seeds(cells: Tensor, chosen: Tensor, m: int) -> Tensor:
-        """The chosen (B, N) clicks as a mask (B, 1, m, m, m) of their cells (B, N, 3)."""
-        seeds = torch.zeros(len(cells), m**3, dtype=torch.bool, device=cells.device)
-        which, click = torch.nonzero(chosen, as_tuple=True)
-        index = cells.long().clamp(0, m - 1)[which, click]
-        seeds[which, (index[:, 0] * m + index[:, 1]) * m + index[:, 2]] = True
-        return seeds.unflatten(1, (1, m, m, m))
 
 
 def _at(features: Tensor, cells: Tensor) -> Tensor:

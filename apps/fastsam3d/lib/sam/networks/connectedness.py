@@ -1,7 +1,8 @@
-"""How well each cell is connected to the clicked ones: by the weakest link of the best path between them.
+"""How well each cell is connected to the prompted ones: by the weakest link of the best path between them.
 
-Fuzzy connectedness (Udupa and Samarasekera 1996), as maps that a network sees beside the clicks: similar tissue that is
-cut off from the click by other tissue gets a low value, which no convolution of bounded reach can tell.
+Fuzzy connectedness (Udupa and Samarasekera 1996), as maps that a network sees beside the prompts: similar tissue that is
+cut off from a click by other tissue gets a low value, which no convolution of bounded reach can tell. Cells lie on a
+square or cubic grid, (..., m, m) or (..., m, m, m).
 """
 
 from __future__ import annotations
@@ -16,8 +17,53 @@ SWEEPS = 2
 SOFTNESS = 0.16
 """A difference of normalised intensity (range -1 to 1) at which a link's strength falls to 1 / e."""
 
+BINS = 32
+RIM = 2
+"""Cells around a box that count as its surroundings."""
+
+_FAR = 9.0
+
 
 @torch.no_grad()
+def prompted_maps(
+    intensity: Tensor, positive: Tensor, negative: Tensor, far: tuple[Tensor, Tensor], inside: Tensor
+) -> Tensor:
+    """Connectedness to what was clicked and boxed, and what the intensities in a box and around it say.
+
+    With a box and no click on the object, the middle of the box stands for the click; all that lies outside the box counts
+    as background.
+
+    Args:
+        intensity: (1 or B, c, m, ...) in [-1, 1].
+        positive, negative: (B, 1, m, ...) bool, the clicked cells.
+        far: for either sign (B, c, m, ...) difference to the intensity of the most similar click.
+        inside: (B, 1, m, ...) bool, True in the box; all False without one.
+
+    Returns:
+        (B, 5c, m, ...): connectedness to the object and to the background (2c each), `box_evidence` (c).
+    """
+    boxed, unclicked = any_cell(inside), any_cell(inside) & ~any_cell(positive)
+    object_far, background_far = far
+    if bool(unclicked.any()):
+        middle = middle_of(inside)
+        positive = positive | (unclicked & middle)
+        value = (intensity * middle).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
+        object_far = torch.where(unclicked, (intensity - value).abs(), object_far)
+    return torch.cat(
+        [
+            connectedness(intensity, object_far, positive) * (inside | ~boxed),
+            connectedness(intensity, background_far, negative | (boxed & ~inside)),
+            box_evidence(intensity, inside) * boxed,
+        ],
+        dim=1,
+    )
+
+
+def any_cell(mask: Tensor) -> Tensor:
+    """(B, 1, m, ...) bool -> the same with one cell an axis: whether any is True."""
+    return mask.flatten(1).any(1).reshape(-1, *(1,) * (mask.ndim - 1))
+
+
 def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
     """Strength of the best path to a seed; a path is as strong as its weakest link.
 
@@ -25,25 +71,25 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
     (which follows slow changes).
 
     Args:
-        intensity: (1 or B, c, m, m, m) normalised.
-        distance: (B, c, m, m, m) difference of each cell's intensity to that of the most similar seed.
-        seeds: (B, 1, m, m, m) bool.
+        intensity: (1 or B, c, m, ...) in [-1, 1].
+        distance: (B, c, m, ...) difference of each cell's intensity to that of the most similar seed.
+        seeds: (B, 1, m, ...) bool.
 
     Returns:
-        (B, 2c, m, m, m) in [0, 1]: for links of the first kind, then of the second.
+        (B, 2c, m, ...) in [0, 1]: for links of the first kind, then of the second.
     """
     alike = torch.exp(distance / -SOFTNESS)
-    c, intensity = alike.shape[1], intensity.expand(alike.shape[0], -1, -1, -1, -1)
-    found = seeds.to(alike.dtype).expand(-1, 2 * c, -1, -1, -1)
+    intensity = intensity.expand(len(alike), *intensity.shape[1:])
+    axes = range(2, alike.ndim)
     links = []
-    for axis in (2, 3, 4):
+    for axis in axes:
         n = alike.shape[axis]
         steps = torch.exp(intensity.diff(dim=axis).abs() / -SOFTNESS)
-        forward = torch.cat([alike.narrow(axis, 1, n - 1), steps], dim=1)
-        backward = torch.cat([alike.narrow(axis, 0, n - 1), steps], dim=1)
-        links.append((forward.movedim(axis, 0).contiguous(), backward.movedim(axis, 0).contiguous()))
+        both = (torch.cat([alike.narrow(axis, begin, n - 1), steps], dim=1) for begin in (1, 0))
+        links.append([x.movedim(axis, 0).contiguous() for x in both])
+    found = seeds.to(alike.dtype).expand(-1, 2 * alike.shape[1], *seeds.shape[2:])
     for _ in range(SWEEPS):
-        for axis, (forward, backward) in zip((2, 3, 4), links):
+        for axis, (forward, backward) in zip(axes, links):
             planes = list(found.movedim(axis, 0).contiguous().unbind(0))
             for i in range(1, len(planes)):
                 planes[i] = torch.maximum(planes[i], torch.minimum(planes[i - 1], forward[i - 1]))
@@ -54,35 +100,31 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
 
 
 def middle_of(inside: Tensor) -> Tensor:
-    """The cell in the middle of each box, as a mask (B, 1, m, m, m); inside: likewise, bool. Nothing without a box."""
+    """The cell in the middle of each box, as a mask (B, 1, m, ...); inside: likewise, bool. Nothing without a box."""
     middle = torch.ones_like(inside)
-    for axis in (2, 3, 4):
+    axes = range(2, inside.ndim)
+    for axis in axes:
         m = inside.shape[axis]
-        hit = inside.amax([a for a in (2, 3, 4) if a != axis])[:, 0]  # (B, m)
+        hit = inside.amax([a for a in axes if a != axis])[:, 0]  # (B, m)
         first, behind = hit.int().argmax(1), m - hit.flip(1).int().argmax(1)
         here = torch.arange(m, device=inside.device) == ((first + behind) // 2)[:, None]
-        middle &= here.unflatten(1, [m if a == axis else 1 for a in (2, 3, 4)])[:, None]
+        middle &= here.unflatten(1, [m if a == axis else 1 for a in axes])[:, None]
     return middle & inside
 
 
-BINS = 32
-RIM = 2
-"""Cells around a box that count as its surroundings."""
-
-
-@torch.no_grad()
 def box_evidence(intensity: Tensor, inside: Tensor) -> Tensor:
     """How much more often an intensity occurs inside a box than around it.
 
     Args:
-        intensity: (1 or B, c, m, m, m) normalised. inside: (B, 1, m, m, m) bool.
+        intensity: (1 or B, c, m, ...) in [-1, 1]. inside: (B, 1, m, ...) bool.
 
     Returns:
-        (B, c, m, m, m): logarithm of the ratio of the two shares, divided by 4; 0 outside the box.
+        (B, c, m, ...): logarithm of the ratio of the two shares, divided by 4; 0 outside the box.
     """
-    (b, m), c = (inside.shape[0], inside.shape[-1]), intensity.shape[1]
-    level = ((intensity + 1) * (BINS / 2)).long().clamp(0, BINS - 1).expand(b, -1, -1, -1, -1).flatten(2)
-    around = (F.max_pool3d(inside.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0) & ~inside
+    b, c, cells = len(inside), intensity.shape[1], inside.shape[2:]
+    level = ((intensity + 1) * (BINS / 2)).long().clamp(0, BINS - 1).expand(b, -1, *cells).flatten(2)
+    pool = F.max_pool3d if len(cells) == 3 else F.max_pool2d
+    around = (pool(inside.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0) & ~inside
     shares = []
     for region in (inside, around):
         weight = region.float().flatten(2).expand(-1, c, -1)
@@ -90,4 +132,43 @@ def box_evidence(intensity: Tensor, inside: Tensor) -> Tensor:
         count = F.avg_pool1d(F.pad(count, (1, 1), mode="replicate"), 3, stride=1)
         shares.append(count / count.sum(2, keepdim=True).clamp_min(1) + 2e-3)
     ratio = (shares[0] / shares[1]).log() / 4
-    return ratio.gather(2, level).unflatten(2, (m, m, m)) * inside
+    return ratio.gather(2, level).unflatten(2, cells) * inside
+
+
+def clicked_cells(cells: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    """The chosen clicks as a mask.
+
+    Args:
+        cells: (B, N, D), in the order of the array's axes; those outside count for the nearest cell. chosen: (B, N) bool.
+        shape: (m, ...) with D axes.
+
+    Returns:
+        (B, 1, m, ...) bool.
+    """
+    mask = torch.zeros(len(cells), 1, *shape, dtype=torch.bool, device=cells.device)
+    which, click = torch.nonzero(chosen, as_tuple=True)
+    places = [cells[which, click, d].long().clamp(0, n - 1) for d, n in enumerate(shape)]
+    mask[(which, torch.zeros_like(which), *places)] = True
+    return mask
+
+
+def far_from_clicks(intensity: Tensor, cells: Tensor, chosen: Tensor) -> Tensor:
+    """Difference of each cell's intensity to that of the most similar chosen click, large without one.
+
+    Args:
+        intensity: (1 or B, c, m, ...). cells: (B, N, D). chosen: (B, N) bool.
+
+    Returns:
+        (B, c, m, ...).
+    """
+    b, shape = len(cells), intensity.shape[2:]
+    intensity = intensity.expand(b, *intensity.shape[1:])
+    out = torch.full_like(intensity, _FAR)
+    rows = torch.arange(b, device=cells.device)
+    for n in range(cells.shape[1]):
+        places = [cells[:, n, d].long().clamp(0, size - 1) for d, size in enumerate(shape)]
+        value = intensity[(rows, slice(None), *places)]  # (B, c)
+        away = (intensity - value.reshape(*value.shape, *(1,) * len(shape))).abs()
+        use = chosen[:, n].reshape(-1, *(1,) * (intensity.ndim - 1))
+        out = torch.where(use, torch.minimum(out, away), out)
+    return out

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .appearance import map_channels, zero_
+from .appearance import map_channels
 from .grow import Grow
-from .layers import ChannelNorm, Perceptron
+from .layers import ChannelNorm, Perceptron, zero_
 from .sharpen import Sharpen
 from .transformer import TwoWayTransformer
 
@@ -75,7 +75,11 @@ class MaskDecoder3D(nn.Module):
             alike = map_channels(spec) if d.appearance else 0
             self.refine = Refine(w // 4, w // 8, coarse, fine, 4, alike)
         if d.grow:
-            self.grow = Grow(spec)
+            _, fine, coarse = spec.encoder.stem_widths
+            self.grow = Grow(
+                3, d.grow, intensities=spec.encoder.channels, maps=4 + map_channels(spec), features=w // 8, fine=fine,
+                coarse=coarse, coarsest=w,
+            )  # fmt: skip
         if d.sharpen:
             self.sharpen = Sharpen(spec)
 
@@ -117,5 +121,5 @@ class MaskDecoder3D(nn.Module):
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
         masks = torch.einsum("bmc,bcxyz->bmxyz", torch.stack(kernels, dim=1), x)
         if hasattr(self, "grow"):
-            masks = masks.float() + self.grow(masks, x, maps, image, skips)
+            masks = masks.float() + self.grow(masks, x, maps, skips[2], skips[1], skips[0], image)
         return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]

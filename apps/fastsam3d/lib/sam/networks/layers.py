@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def zero_(layer: nn.Module) -> nn.Module:
+    """The same layer with all parameters 0, so that it begins without effect."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
 class ChannelNorm(nn.Module):
     """Normalises the channel axis of (B, C, H, W) or (B, C, D, H, W) at every pixel or voxel.
 

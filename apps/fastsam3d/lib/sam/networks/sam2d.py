@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import Sam2dSpec
+from .connectedness import clicked_cells, far_from_clicks, prompted_maps
+from .grow import Grow
 from .layers import ChannelNorm, Perceptron
 from .prompt_maps import likeness, prompt_maps
 from .transformer import TwoWayTransformer
 
 PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
+
+_INTENSITIES = 2
+_FOLD = 2
 
 
 class PositionEncoding2D(nn.Module):
@@ -103,6 +108,11 @@ class PromptEncoder2D(nn.Module):
         coords, labels = self.gather(points, boxes, mask)
         return prompt_maps(coords.flip(-1), labels, mask, self.mask_size, self.image_size / self.mask_size)
 
+    def cells(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Places of clicks and box corners as cells of the masks (B, N, 2), row and column, and their labels (B, N)."""
+        coords, labels = self.gather(points, boxes, None)
+        return coords.flip(-1).div(self.image_size / self.mask_size, rounding_mode="floor"), labels
+
     def forward(
         self,
         points: tuple[Tensor, Tensor] | None = None,
@@ -179,6 +189,11 @@ class MaskDecoder2D(nn.Module):
         self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
         self.width = w
         self.refinement = Refinement(w // 8, d.refine) if d.refine else None
+        if d.grow:
+            self.grow = Grow(
+                2, d.grow, fold=_FOLD, intensities=_INTENSITIES, maps=4 + 3 + 5 * _INTENSITIES, features=w // 8,
+                fine=3 + d.refine, coarse=w,
+            )  # fmt: skip
 
     def forward(
         self,
@@ -188,6 +203,7 @@ class MaskDecoder2D(nn.Module):
         dense: Tensor,
         multimask: bool = False,
         maps: Tensor | None = None,
+        clicks: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict masks.
 
@@ -196,6 +212,7 @@ class MaskDecoder2D(nn.Module):
             sparse: (B, t, width). dense: (1 or B, width, g, g).
             multimask: masks 1.. instead of mask 0.
             maps: (B, 4, 4g, 4g) prompts as maps, for a decoder that refines.
+            clicks: (B, N, 2) cells of the masks (row, column) and labels (B, N), for a decoder that grows.
 
         Returns:
             logits (B, masks, 4g, 4g) and predicted IoU (B, masks).
@@ -207,8 +224,43 @@ class MaskDecoder2D(nn.Module):
         tokens, source = self.transformer(source, image_pe.flatten(2).transpose(1, 2), tokens)
         x = self.output_upscaling(source.transpose(1, 2).unflatten(2, image.shape[-2:]))
         if self.refinement is not None:
-            x = self.refinement(x, F.pixel_shuffle(detail, 4), maps)
+            detail = F.pixel_shuffle(detail, 4)
+            x = self.refinement(x, detail, maps)
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
         masks = torch.einsum("bmc,bcyx->bmyx", torch.stack(kernels, dim=1), x)
+        if hasattr(self, "grow"):
+            masks = masks.float() + self._grown(masks, x, detail, maps.float(), clicks, image)
         return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]
+
+    def _grown(
+        self, masks: Tensor, x: Tensor, detail: Tensor, maps: Tensor, clicks: tuple[Tensor, Tensor], image: Tensor
+    ) -> Tensor:
+        """What `Grow` adds to the masks; arguments as in `forward`, detail (1 or B, ., 4g, 4g)."""
+        picture = detail[:, :3].detach().float()
+        intensity = grey_and_rank(picture)
+        cells, labels = clicks[0] // _FOLD, clicks[1]
+        folded = F.avg_pool2d(intensity, _FOLD)
+        signs = (labels == POSITIVE, labels == NEGATIVE)
+        found = [clicked_cells(cells, sign, folded.shape[2:]) for sign in signs]
+        far = tuple(far_from_clicks(folded, cells, sign) for sign in signs)
+        known = prompted_maps(folded, *found, far, F.avg_pool2d(maps[:, 3:], _FOLD) > 0)
+        known = F.interpolate(known, scale_factor=_FOLD)
+        cues = torch.cat([maps, likeness(picture, maps), known], dim=1)
+        return self.grow(masks, x, cues, intensity, detail, image)
+
+
+def grey_and_rank(picture: Tensor) -> Tensor:
+    """Mean over the colours and its rank among the pixels.
+
+    Args:
+        picture: (b, 3, m, m) in [0, 1].
+
+    Returns:
+        (b, 2, m, m) in [-1, 1].
+    """
+    grey = picture.mean(1).clamp(0, 1)
+    flat = grey.flatten(1).contiguous()
+    levels = flat.sort(dim=1).values
+    rank = torch.searchsorted(levels, flat) + torch.searchsorted(levels, flat, right=True)
+    return torch.stack([grey, (rank / (2 * flat.shape[1])).unflatten(1, grey.shape[1:])], dim=1) * 2 - 1

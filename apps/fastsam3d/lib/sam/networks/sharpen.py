@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .appearance import zero_
-from .layers import trilinear
+from .layers import trilinear, zero_
 
 NEAR = 4
 """Cells of the mask grid an axis over which means inside and outside are taken, before smoothing."""
@@ -65,17 +64,20 @@ def closer_inside(intensity: Tensor, probability: Tensor) -> Tensor:
     """How much closer an intensity is to the mean inside the mask nearby than to the mean outside it.
 
     Args:
-        intensity: (1 or B, c, 2m, 2m, 2m). probability: (B, 1, m, m, m).
+        intensity: (1 or B, c, 2m, ...). probability: (B, 1, m, ...); two or three axes.
 
     Returns:
-        (B, 2c, 2m, 2m, 2m): distance to the mean outside less distance to the mean inside, then the latter.
+        (B, 2c, 2m, ...): distance to the mean outside less distance to the mean inside, then the latter.
     """
-    cells = F.avg_pool3d(intensity, 2)
+    dims = intensity.ndim - 2
+    pool = F.avg_pool3d if dims == 3 else F.avg_pool2d
+    cells = pool(intensity, 2)
     inside, outside = probability, 1 - probability
     weighted = torch.cat([cells * inside, cells * outside, inside, outside], dim=1)
-    near = F.avg_pool3d(F.pad(F.avg_pool3d(weighted, NEAR), (1,) * 6), 3, stride=1)  # shares: the padding cancels
+    near = pool(F.pad(pool(weighted, NEAR), (1, 1) * dims), 3, stride=1)  # shares: the padding cancels
     c = intensity.shape[1]
     means = torch.cat([near[:, :c] / (near[:, -2:-1] + 1e-3), near[:, c : 2 * c] / (near[:, -1:] + 1e-3)], dim=1)
-    means = trilinear(means, intensity.shape[-1])
+    size = intensity.shape[-1]
+    means = trilinear(means, size) if dims == 3 else F.interpolate(means, size=size, mode="bilinear")
     to_inside, to_outside = (intensity - means[:, :c]).abs(), (intensity - means[:, c:]).abs()
     return torch.cat([to_outside - to_inside, to_inside], dim=1)
