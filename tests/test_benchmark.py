@@ -18,7 +18,7 @@ from lib.sam.benchmark import Row, alternate
 from lib.sam.evaluate import dice
 from lib.sam.geometry import PatchFrame
 from lib.sam.intensity import normalise
-from lib.sam.networks.prompt3d import NEGATIVE, POSITIVE
+from lib.sam.networks.prompt_maps import NEGATIVE, POSITIVE
 from lib.sam.preprocess import read_volume
 from torch.nn import functional as F
 

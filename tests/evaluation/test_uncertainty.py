@@ -9,7 +9,7 @@ import torch
 from lib.cli import main
 from lib.sam import weights
 from lib.sam.geometry import PatchFrame
-from lib.sam.networks.prompt3d import BOX_HIGH, BOX_LOW, POSITIVE
+from lib.sam.networks.prompt_maps import BOX_HIGH, BOX_LOW, POSITIVE
 from lib.sam.prompts import Box, Click, Prompts
 from lib.sam.segmenter import VolumeSegmenter
 from lib.sam.session import SessionStore

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from lib.sam.build import Sam2D, build_sam2d
-from lib.sam.networks.prompt3d import PromptEncoder3D
 from lib.sam.networks.prompt_maps import likeness, prompt_maps
 from lib.sam.spec import Decoder2dSpec, RepVitSpec, Sam2dSpec
-from lib.sam.zoo import SPECS, SPECS_2D, get_spec, get_spec2d
+from lib.sam.zoo import SPECS, SPECS_2D, get_spec2d
 
 from tests.sam.counting import multiply_adds, parameters
 
@@ -59,7 +58,7 @@ def test_published_size_of_the_decoder():
 @pytest.mark.parametrize("name", SPECS_2D)
 def test_every_row_has_the_shapes_that_its_spec_says(name):
     spec = get_spec2d(name)
-    with torch.device("meta"):
+    with torch.device("cpu" if spec.decoder.grow else "meta"), torch.no_grad():  # growing asks for values
         model = Sam2D(spec).eval()
         embedding = model.encode(torch.zeros(1, 3, spec.image_size, spec.image_size))
         logits, iou = model.decode(embedding, boxes=torch.zeros(3, 4))
@@ -177,11 +176,3 @@ def test_likeness_tells_the_object_in_a_box_from_what_is_around_it():
     assert around_like[~disc].min() > 0.5 and (prevails[disc] > 0.5).all() and (prevails[~disc] < -0.5).all()
     clicks = prompt_maps(torch.tensor([[[30.0, 20.0], [5.0, 50.0]]]), torch.tensor([[1, 0]]), None, 64, 1.0)
     assert (likeness(image, clicks)[0, 2][disc] > 0.5).all()
-
-
-def test_prompt_maps_agree_with_those_of_three_dimensions():
-    points, labels = torch.rand(2, 4, 3) * 100, torch.tensor([[1, 0, 2, 3], [-1, 1, 1, 0]])
-    spec = get_spec("fastsam3d_compact")
-    wanted = PromptEncoder3D(spec).prompt_maps(points, labels, None)
-    found = prompt_maps(points, labels, None, spec.mask_size, spec.patch_size / spec.mask_size)
-    assert torch.allclose(found[:1], wanted[:1], atol=1e-5)

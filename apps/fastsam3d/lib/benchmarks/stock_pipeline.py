@@ -46,7 +46,7 @@ from ..sam.build import Sam3D
 from ..sam.geometry import cut_begin
 from ..sam.grid import apply_affine
 from ..sam.intensity import normalise
-from ..sam.networks.prompt3d import NEGATIVE, POSITIVE
+from ..sam.networks.prompt_maps import NEGATIVE, POSITIVE
 from ..sam.spec import SamSpec
 
 _AXIS_NAMES = (("L", "R"), ("P", "A"), ("I", "S"))

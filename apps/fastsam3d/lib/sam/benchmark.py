@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .build import Sam3D, build_sam
 from .networks.layers import trilinear
-from .networks.prompt3d import POSITIVE
+from .networks.prompt_maps import POSITIVE
 from .segmenter import VolumeSegmenter
 from .spec import SamSpec
 from .zoo import get_spec

@@ -21,7 +21,7 @@ from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .intensity import padding_floor
 from .networks.layers import trilinear
-from .networks.prompt3d import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
+from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import first_prompt, follow, holds, look_again, place_patch
 from .postprocess import connected_to_clicks, steadied
 from .preprocess import network_input

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .geometry import Grid
 from .networks.layers import trilinear
-from .networks.prompt3d import BOX_HIGH, BOX_LOW
+from .networks.prompt_maps import BOX_HIGH, BOX_LOW
 from .prompts import Prompts
 from .segmenter import VolumeSegmenter
 from .session import ImageSession

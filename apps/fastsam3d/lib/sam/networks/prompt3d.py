@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ..spec import SamSpec
 from .appearance import Appearance
 from .layers import ChannelNorm
-
-PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
+from .prompt_maps import NEGATIVE, PADDING, POSITIVE, prompt_maps
 
 
 class PositionEncoding3D(nn.Module):
@@ -94,38 +93,6 @@ class PromptEncoder3D(nn.Module):
             out = out + (labels == value)[..., None] * embedding.weight
         return out
 
-    def prompt_maps(self, points: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Mask prompt, positive clicks, negative clicks and box as maps, (B, 4, m, m, m).
-
-        A click is a Gaussian of standard deviation one map voxel; a box is 1 inside with linear edges. Logits of the
-        mask prompt are bounded by tanh(x / 4), so that confident and very confident masks look alike.
-        """
-        b, m = points.shape[0], self.mask_size if mask is None else mask.shape[-1]
-        ratio = self.image_size / self.mask_size
-        axis = torch.arange(m, device=points.device, dtype=points.dtype)
-        if mask is None:
-            mask = points.new_zeros(b, 1, m, m, m)
-        maps = [torch.tanh(mask.to(points.dtype) / 4)]
-        if points.shape[1]:
-            centre = (points + 0.5) / ratio - 0.5
-            fall = torch.exp(-0.5 * (centre[..., None] - axis) ** 2)  # (B, N, 3, m)
-            blobs = torch.einsum("bnx,bny,bnz->bnxyz", fall[:, :, 0], fall[:, :, 1], fall[:, :, 2])
-        for value in (POSITIVE, NEGATIVE):
-            if points.shape[1]:
-                chosen = (labels == value).to(points.dtype)[:, :, None, None, None]
-                maps.append((blobs * chosen).amax(dim=1, keepdim=True))
-            else:
-                maps.append(torch.zeros_like(maps[0]))
-        maps.append(torch.zeros_like(maps[0]))
-        low, high = (labels == BOX_LOW), (labels == BOX_HIGH)
-        for i in torch.nonzero(low.any(dim=1)).flatten().tolist():
-            first = points[i][low[i]][0] / ratio
-            last = (points[i][high[i]][0] + 1) / ratio
-            cover = torch.minimum(axis + 1, last[:, None]) - torch.maximum(axis, first[:, None])
-            cover = cover.clamp(0, 1)
-            maps[3][i, 0] = torch.einsum("x,y,z->xyz", *cover)
-        return torch.cat(maps, dim=1)
-
     def forward(
         self,
         points: tuple[Tensor, Tensor] | None,
@@ -157,7 +124,8 @@ class PromptEncoder3D(nn.Module):
         maps = None
         if d.dense_clicks:
             nothing = torch.zeros(b, 0, 3, device=device), torch.zeros(b, 0, dtype=torch.long, device=device)
-            maps = self.prompt_maps(*(points or nothing), mask)
+            edge = self.mask_size if mask is None else mask.shape[-1]
+            maps = prompt_maps(*(points or nothing), mask, edge, self.image_size / self.mask_size)
             dense = self.mask_downscaling(maps)
             if d.appearance and points is not None:
                 signs = (points[1] == POSITIVE, points[1] == NEGATIVE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = 0, 1, 2, 3
+PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
 
 
 def prompt_maps(points: Tensor, labels: Tensor, mask: Tensor | None, edge: int, ratio: float) -> Tensor:

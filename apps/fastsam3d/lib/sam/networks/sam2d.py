@@ -16,10 +16,8 @@ from ..spec import Sam2dSpec
 from .connectedness import clicked_cells, far_from_clicks, prompted_maps
 from .grow import Grow
 from .layers import ChannelNorm, Perceptron
-from .prompt_maps import likeness, prompt_maps
+from .prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, PADDING, POSITIVE, likeness, prompt_maps
 from .transformer import TwoWayTransformer
-
-PADDING, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH = -1, 0, 1, 2, 3
 
 _INTENSITIES = 2
 _FOLD = 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..networks.prompt3d import BOX_HIGH, BOX_LOW, PADDING
+from ..networks.prompt_maps import BOX_HIGH, BOX_LOW, PADDING
 
 
 def thickness(region: Tensor) -> Tensor:
