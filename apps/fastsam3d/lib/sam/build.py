@@ -51,6 +51,7 @@ class Sam3D(nn.Module):
         points: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         window: Tensor | None = None,
+        passes: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """One round of prompts.
 
@@ -59,15 +60,19 @@ class Sam3D(nn.Module):
             points: (coordinates (B, N, 3) in patch voxels, labels (B, N)) or None.
             mask: (B, 1, m, m, m) previous logits; zeros in the first round, as published.
             window: (B, 3) token offsets, see `encode`.
+            passes: how often the decoder runs, each time with the logits before as mask prompt.
 
         Returns:
             logits (B, 1, m, m, m), predicted IoU (B, 1).
         """
         image, skips = embedding
         cues = (skips[2], skips[1], skips[0], image) if self.spec.decoder.appearance else None
-        sparse, dense, maps = self.prompt_encoder(points, mask, window, cues)
+        alike = self.prompt_encoder.alike(points, cues)
         pe = self.prompt_encoder.dense_position(window, image.shape[-1])
-        return self.mask_decoder(image, pe, sparse, dense, skips=skips, maps=maps)
+        for _ in range(passes):
+            sparse, dense, maps = self.prompt_encoder(points, mask, window, cues, alike)
+            mask, iou = self.mask_decoder(image, pe, sparse, dense, skips=skips, maps=maps)
+        return mask, iou
 
     def sharpen(self, embedding: tuple[Tensor, tuple[Tensor, ...]], logits: Tensor) -> Tensor:
         """Logits to show: of `decode`, (B, 1, m, m, m), at twice their resolution where the spec says so."""

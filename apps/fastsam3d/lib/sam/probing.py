@@ -59,9 +59,8 @@ def answer_cells(
     m, count, edge = segmenter.spec.mask_size, len(cells), cell_edge(segmenter)
     points = torch.tensor(cells * edge + edge // 2, dtype=torch.float32, device=segmenter.device)[:, None]
     labels = torch.ones(count, 1, dtype=torch.long, device=segmenter.device)
-    logits, iou = torch.zeros(count, 1, m, m, m, device=segmenter.device), torch.zeros(count, 1)
-    for _ in range(passes):
-        logits, iou = segmenter.decode(embedding, (points, labels), logits)
+    nothing = torch.zeros(count, 1, m, m, m, device=segmenter.device)
+    logits, iou = segmenter.decode(embedding, (points, labels), nothing, passes)
     found = logits[:, 0].float().cpu().numpy()
     connected = np.stack([connected_to_clicks(one, cell[None]) for one, cell in zip(found, cells)])
     return connected, iou[:, 0].float().cpu().numpy()

@@ -126,10 +126,12 @@ class VolumeSegmenter:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             return self.model.encode(patch)
 
-    def decode(self, embedding, points: tuple[Tensor, Tensor], previous: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """`Sam3D.decode` likewise; logits and IoU in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            logits, iou = self.model.decode(embedding, points, previous)
+            logits, iou = self.model.decode(embedding, points, previous, passes=passes)
         return logits.float(), iou.float()
 
     def sharpen(self, embedding, logits: Tensor) -> Tensor:
@@ -292,9 +294,8 @@ class VolumeSegmenter:
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
-            for _ in range(self.spec.first_passes if n == 0 else 1):
-                logits, iou = self.decode(embedding, (points, labels), previous)
-                previous = logits
+            passes = self.spec.first_passes if n == 0 else 1
+            logits, iou = self.decode(embedding, (points, labels), previous, passes)
             if state and self.spec.steady:
                 newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
                 steady = steadied(state.logits, logits, newest, self.spec)

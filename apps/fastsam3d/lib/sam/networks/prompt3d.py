@@ -93,12 +93,29 @@ class PromptEncoder3D(nn.Module):
             out = out + (labels == value)[..., None] * embedding.weight
         return out
 
+    def draw(self, points: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+        """Mask prompt (B, 1, m, m, m), clicks and box as maps, (B, 4, m, m, m); see `prompt_maps`."""
+        if points is None:
+            coords, labels = mask.new_zeros(len(mask), 0, 3), mask.new_zeros(len(mask), 0, dtype=torch.long)
+        else:
+            coords, labels = points
+        return prompt_maps(coords, labels, mask, mask.shape[-1], self.image_size / self.mask_size)
+
+    def alike(self, points: tuple[Tensor, Tensor] | None, cues: tuple[Tensor, ...] | None) -> Tensor | None:
+        """`Appearance.maps` of these prompts, whatever the mask prompt is; None without appearance or points."""
+        if points is None or not self.spec.decoder.appearance:
+            return None
+        nothing = points[0].new_zeros(len(points[0]), 1, *cues[0].shape[2:])
+        signs = (points[1] == POSITIVE, points[1] == NEGATIVE)
+        return self.appearance.maps(points[0], signs, cues, self.draw(points, nothing)[:, 3:])
+
     def forward(
         self,
         points: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         window: Tensor | None = None,
         cues: tuple[Tensor, ...] | None = None,
+        alike: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode prompts.
 
@@ -106,7 +123,7 @@ class PromptEncoder3D(nn.Module):
             points: (coordinates (B, N, 3), labels (B, N)), see `embed_points`, or None.
             mask: (B, 1, m, m, m) logits of the previous round, or None. The published first round passes zeros.
             window: (B, 3) token offsets when the points count from a smaller cube (training only), or None.
-            cues: what the image looks like, for `appearance` only.
+            cues: what the image looks like, for `appearance` only. alike: what `alike` says of these points, if known.
 
         Returns:
             sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4 or more, m, m, m) or None.
@@ -123,16 +140,14 @@ class PromptEncoder3D(nn.Module):
             sparse = self.embed_points(points[0] + shift, points[1])
         maps = None
         if d.dense_clicks:
-            nothing = torch.zeros(b, 0, 3, device=device), torch.zeros(b, 0, dtype=torch.long, device=device)
-            edge = self.mask_size if mask is None else mask.shape[-1]
-            maps = prompt_maps(*(points or nothing), mask, edge, self.image_size / self.mask_size)
+            maps = self.draw(points, torch.zeros(b, 1, *(self.mask_size,) * 3, device=device) if mask is None else mask)
             dense = self.mask_downscaling(maps)
             if d.appearance and points is not None:
                 signs = (points[1] == POSITIVE, points[1] == NEGATIVE)
                 clicked = (signs[0] | signs[1])[..., None]
                 added = self.appearance.tokens(points[0], cues) * clicked
                 sparse = sparse + nn.functional.pad(added, (0, 0, 0, 1))
-                alike = self.appearance.maps(points[0], signs, cues, maps[:, 3:])
+                alike = self.alike(points, cues) if alike is None else alike
                 dense = dense + self.appearance.dense(nn.functional.avg_pool3d(alike, 4))
                 maps = torch.cat([maps, alike], dim=1)
         elif mask is not None:
