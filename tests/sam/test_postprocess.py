@@ -43,6 +43,17 @@ def test_upsampling_is_the_published_interpolation(cells, size):
 def test_a_click_counts_alone_where_it_is_and_half_far_away():
     spec = get_spec("fastsam3d_compact")
     before, after = torch.zeros(1, 1, 32, 32, 32), torch.ones(1, 1, 32, 32, 32)
-    out = steadied(before, after, torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]]), spec)
+    out = steadied(before, after, torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]]), False, spec)
     assert out[0, 0, 16, 16, 16] > 0.99 and out[0, 0, 1, 30, 1] > 0.98
-    assert out[0, 0, 31, 0, 31] == 1 - spec.steady
+    assert float(out[0, 0, 31, 0, 31]) == pytest.approx(1 - spec.steady)
+
+
+def test_a_background_click_only_takes_away():
+    spec, click = get_spec("fastsam3d_compact"), torch.tensor([[66.0, 66.0, 66.0]])
+    before = torch.randn(1, 1, 32, 32, 32)
+    after = before + torch.randn_like(before)
+    out = steadied(before, after, click, True, spec)
+    assert bool((out <= before).all())
+    assert float(out[0, 0, 16, 16, 16]) == pytest.approx(
+        float(min(before[0, 0, 16, 16, 16], after[0, 0, 16, 16, 16])), abs=0.05
+    )

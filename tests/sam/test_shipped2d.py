@@ -8,7 +8,7 @@ from lib.sam.weights import load_sam, resolve
 
 
 def _load(app_dir):
-    found = resolve("repmedsam", app_dir / "model", configured="repmedsam-compact-v1")
+    found = resolve("repmedsam", app_dir / "model", configured="repmedsam-compact-v2")
     return found, load_sam(found, "cpu")
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("checkpoint", type=Path)
     export.add_argument("--out", type=Path, required=True, help="folder for the files and their registry.json")
     export.add_argument("--name", default="fastsam3d_compact", help="start of the files' names (default: %(default)s)")
-    export.add_argument("--release", type=int, default=2, help="number at the end of the weights' name (default: 2)")
+    export.add_argument("--release", type=int, default=3, help="number at the end of the weights' name (default: 3)")
     past = action("history", "what training published or kept, and why")
     past.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
     past.add_argument("--json", action="store_true", help="print JSON")

@@ -40,14 +40,14 @@ def connected_to_clicks(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return np.where((parts > 0) & ~np.isin(parts, list(keep)), np.float32(-1), logits)
 
 
-def steadied(before: Tensor, after: Tensor, clicks: Tensor, spec: SamSpec) -> Tensor:
+def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, spec: SamSpec) -> Tensor:
     """Logits after a click, mixed with those before it where the click is far away.
 
     A click says much about its neighbourhood and little about the other end of the organ; the mean of two answers of
-    the network is steadier there than the newer alone.
+    the network is steadier there than the newer alone. A click on the background only takes away.
 
     Args:
-        before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels.
+        before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels. background: whether all lie there.
 
     Returns:
         (1, 1, m, m, m): `after` at the clicks; far away, a share of `spec.steady` of `before`.
@@ -58,4 +58,5 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, spec: SamSpec) -> Te
     near = torch.exp(-((centres - clicks[..., None]) ** 2) / (2 * NEAR**2))  # (N, 3, m)
     near = torch.einsum("na,nb,nc->nabc", near[:, 0], near[:, 1], near[:, 2]).amax(0)
     kept = (spec.steady * (1 - near)).to(after.device)
-    return kept * before + (1 - kept) * after
+    mixed = kept * before + (1 - kept) * after
+    return torch.minimum(before, mixed) if background else mixed

@@ -298,9 +298,8 @@ class VolumeSegmenter:
             logits, iou = self.decode(embedding, (points, labels), previous, passes)
             if state and self.spec.steady:
                 newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
-                steady = steadied(state.logits, logits, newest, self.spec)
                 background = all(label == NEGATIVE for _, label in rounds[n])
-                logits = torch.minimum(logits, steady) if background else steady  # a background click takes away
+                logits = steadied(state.logits, logits, newest, background, self.spec)
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state

@@ -81,7 +81,7 @@ def import_checkpoint(
 
 
 def export_run(
-    checkpoint: Path, out_dir: Path, name: str = "fastsam3d_compact", release: int = 2, licence: str = "Apache-2.0"
+    checkpoint: Path, out_dir: Path, name: str = "fastsam3d_compact", release: int = 3, licence: str = "Apache-2.0"
 ) -> tuple[Path, Path]:
     """Turns a run's checkpoint.pt (training/) into the pair of files that ships; the averaged weights are taken.
 

@@ -58,7 +58,7 @@ _ROWS = (
         connected=True,
         half=True,
         first_passes=3,
-        steady=0.5,
+        steady=0.8,
         zoom=True,
     ),
     SamSpec(
@@ -70,7 +70,7 @@ _ROWS = (
         connected=True,
         half=True,
         first_passes=3,
-        steady=0.5,
+        steady=0.8,
         zoom=True,
     ),
 )
