@@ -134,3 +134,16 @@ def test_growing_in_images_takes_boxes_and_clicks_of_a_batch():
         for n in range(2):
             alone = model.decode(embedding, (points[0][n : n + 1], points[1][n : n + 1]), boxes[n : n + 1])[0]
             torch.testing.assert_close(together[n : n + 1], alone, atol=1e-3, rtol=1e-3)
+
+
+def test_growing_in_images_works_in_half_precision():
+    torch.manual_seed(0)
+    model = build_sam2d(get_spec2d("repmedsam_compact")).eval()
+    torch.nn.init.normal_(model.mask_decoder.grow.out.weight, std=0.1)
+    image, box = torch.rand(1, 3, 256, 256), torch.tensor([[20.0, 30, 100, 120]])
+    with torch.inference_mode():
+        wanted = model.decode(model.encode(image), boxes=box)[0]
+        half = model.bfloat16()
+        found = half.decode(half.encode(image.bfloat16()), boxes=box.bfloat16())[0]
+    assert found.dtype == torch.float32
+    assert float((found - wanted).abs().mean()) < 0.1 * float(wanted.abs().mean()) + 0.1

@@ -102,10 +102,12 @@ class Grow(nn.Module):
         logits = logits.float()
         masks = [(logits / 4).clamp(-2, 2), torch.tanh(logits)]
         cues = torch.cat([maps.float(), closer_inside(intensity.float(), pool(logits.sigmoid(), 2)), *masks], dim=1)
-        x = F.relu(self.norm1(self.maps(cues) + self.features(features) + self.fine_skip(fine)))
-        y = self.down1(x) if coarse is None else self.down1(x) + self.coarse_skip(coarse)
+        kind = self.maps.weight.dtype
+        x = self.maps(cues.to(kind)) + self.features(features.to(kind)) + self.fine_skip(fine.to(kind))
+        x = F.relu(self.norm1(x))
+        y = self.down1(x) if coarse is None else self.down1(x) + self.coarse_skip(coarse.to(kind))
         y = self.pair2(F.relu(self.norm2(y)))
-        z = self.down2(y) if coarsest is None else self.down2(y) + self.coarsest_skip(coarsest)
+        z = self.down2(y) if coarsest is None else self.down2(y) + self.coarsest_skip(coarsest.to(kind))
         z = self.pair3(F.relu(self.norm3(z)))
         y = y + F.relu(self.up2(z))
         y = y + F.relu(self.conv2(y))
