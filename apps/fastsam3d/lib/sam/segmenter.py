@@ -294,11 +294,11 @@ class VolumeSegmenter:
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
             labels = torch.tensor([[label for _, label in given]], device=self.device)
-            passes = self.spec.first_passes if n == 0 else 1
+            background = all(label == NEGATIVE for _, label in rounds[n])
+            passes = self.spec.first_passes if n == 0 else self.spec.background_passes if background else 1
             logits, iou = self.decode(embedding, (points, labels), previous, passes)
             if state and self.spec.steady:
                 newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
-                background = all(label == NEGATIVE for _, label in rounds[n])
                 logits = steadied(state.logits, logits, newest, background, self.spec)
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)

@@ -99,6 +99,7 @@ class SamSpec:
         half: the network runs in bfloat16 where the device does that natively (it was trained so).
         first_passes: decoder passes over the first prompt, each with the logits of the pass before as mask prompt; more
             than one only for models that were trained with rounds that bring no new click.
+        background_passes: decoder passes over a later click on the background, likewise.
         steady: share of the logits before a click that is kept far away from it (see postprocess.py); 0 as published.
         zoom: after a first look at the first prompt the patch is placed anew: coarser where the object leaves it,
             finer where the object is small (see placement.py). Needs lattice "click".
@@ -114,6 +115,7 @@ class SamSpec:
     connected: bool = False
     half: bool = False
     first_passes: int = 1
+    background_passes: int = 1
     steady: float = 0.0
     zoom: bool = False
 
