@@ -22,20 +22,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # MONAI Label's client leaves its sockets open
 ]
 
-# The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five. fastsam3d-compact-v3 does not
-# reach all of it yet (docs/models.md); what these tests hold is what it does reach, less about 0.05, so that nothing gets
-# worse unseen. Better weights raise the floors. FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
+# The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five. fastsam3d-compact-v3 reaches
+# it but for the vertebra (docs/models.md); what these tests hold is what it does reach, less about 0.05, so that nothing
+# gets worse unseen. Better weights raise the floors. FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
 QUALITY = os.environ.get("FASTSAM3D_E2E_MIN_DICE") != "0"
 FLOORS = {  # Dice after one click, after five
-    "spleen": (0.86, 0.80),
-    "left kidney": (0.80, 0.84),
-    "right kidney": (0.50, 0.84),
-    "vertebra": (0.32, 0.68),
-    "lesion": (0.84, 0.78),
-    "liver": (0.64, None),
+    "spleen": (0.88, 0.90),
+    "left kidney": (0.88, 0.88),
+    "right kidney": (0.88, 0.88),
+    "vertebra": (0.33, 0.74),
+    "lesion": (0.89, 0.84),
+    "liver": (0.84, None),
 }
-BOX_DICE = 0.75
-KEPT_OF_FALSE_POSITIVE = 0.75  # the goal is 0.5; fastsam3d-compact-v3 keeps up to 0.61
+BOX_DICE = 0.88
+KEPT_OF_FALSE_POSITIVE = 0.5
 SMALLEST_FALSE_POSITIVE_ML = 0.5  # a part of the mask outside the organ that a user would notice and click on
 
 CASES = ("case1", "case2")
