@@ -40,12 +40,14 @@ def test_upsampling_is_the_published_interpolation(cells, size):
     torch.testing.assert_close(trilinear(logits, size), expected[0, 0], rtol=0, atol=1e-5)
 
 
-def test_a_click_counts_alone_where_it_is_and_half_far_away():
+def test_a_click_takes_away_where_it_is_and_little_far_away_and_adds_anywhere():
     spec = get_spec("fastsam3d_compact")
-    before, after = torch.zeros(1, 1, 32, 32, 32), torch.ones(1, 1, 32, 32, 32)
-    out = steadied(before, after, torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]]), False, spec)
-    assert out[0, 0, 16, 16, 16] > 0.99 and out[0, 0, 1, 30, 1] > 0.98
-    assert float(out[0, 0, 31, 0, 31]) == pytest.approx(1 - spec.steady)
+    clicks = torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]])
+    before, after = torch.ones(1, 1, 32, 32, 32), torch.zeros(1, 1, 32, 32, 32)
+    out = steadied(before, after, clicks, False, spec)
+    assert out[0, 0, 16, 16, 16] < 0.01 and out[0, 0, 1, 30, 1] < 0.02
+    assert float(out[0, 0, 31, 0, 31]) == pytest.approx(spec.steady)
+    assert torch.equal(steadied(after, before, clicks, False, spec), before)
 
 
 def test_a_background_click_only_takes_away():

@@ -44,7 +44,8 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, sp
     """Logits after a click, mixed with those before it where the click is far away.
 
     A click says much about its neighbourhood and little about the other end of the organ; the mean of two answers of
-    the network is steadier there than the newer alone. A click on the background only takes away.
+    the network is steadier there than the newer alone. That holds for what a click takes away; what a click on the object adds
+    is added anywhere, and a click on the background adds nothing.
 
     Args:
         before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels. background: whether all lie there.
@@ -59,4 +60,4 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, sp
     near = torch.einsum("na,nb,nc->nabc", near[:, 0], near[:, 1], near[:, 2]).amax(0)
     kept = (spec.steady * (1 - near)).to(after.device)
     mixed = kept * before + (1 - kept) * after
-    return torch.minimum(before, mixed) if background else mixed
+    return torch.minimum(before, mixed) if background else torch.maximum(after, mixed)
