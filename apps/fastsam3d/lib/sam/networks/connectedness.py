@@ -44,7 +44,8 @@ def prompted_maps(
     Returns:
         (B, 5c, m, ...): connectedness to the object and to the background (2c each), `box_evidence` (c).
     """
-    boxed, unclicked = any_cell(inside), any_cell(inside) & ~any_cell(positive)
+    boxed = any_cell(inside)
+    unclicked = boxed & ~any_cell(positive)
     object_far, background_far = far
     if bool(unclicked.any()):
         middle = middle_of(inside)
@@ -55,7 +56,7 @@ def prompted_maps(
         [
             connectedness(intensity, object_far, positive) * (inside | ~boxed),
             connectedness(intensity, background_far, negative | (boxed & ~inside)),
-            box_evidence(intensity, inside) * boxed,
+            box_evidence(intensity, inside),
         ],
         dim=1,
     )
@@ -80,6 +81,8 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
     Returns:
         (B, 2c, m, ...) in [0, 1]: for links of the first kind, then of the second.
     """
+    if not bool(seeds.any()):
+        return distance.new_zeros(len(distance), 2 * distance.shape[1], *distance.shape[2:])
     alike = torch.exp(distance / -SOFTNESS)
     intensity = intensity.expand(len(alike), *intensity.shape[1:])
     axes = range(2, alike.ndim)
@@ -124,6 +127,8 @@ def box_evidence(intensity: Tensor, inside: Tensor) -> Tensor:
         (B, c, m, ...): logarithm of the ratio of the two shares, divided by 4; 0 outside the box.
     """
     b, c, cells = len(inside), intensity.shape[1], inside.shape[2:]
+    if not bool(inside.any()):
+        return intensity.new_zeros(b, c, *cells)
     level = ((intensity + 1) * (BINS / 2)).long().clamp(0, BINS - 1).expand(b, -1, *cells).flatten(2)
     pool = F.max_pool3d if len(cells) == 3 else F.max_pool2d
     around = (pool(inside.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0) & ~inside

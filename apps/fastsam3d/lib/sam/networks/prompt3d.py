@@ -123,7 +123,7 @@ class PromptEncoder3D(nn.Module):
             points: (coordinates (B, N, 3), labels (B, N)), see `embed_points`, or None.
             mask: (B, 1, m, m, m) logits of the previous round, or None. The published first round passes zeros.
             window: (B, 3) token offsets when the points count from a smaller cube (training only), or None.
-            cues: what the image looks like, for `appearance` only. alike: what `alike` says of these points, if known.
+            cues: what the image looks like, and alike: what `alike` says of these points; both for `appearance` only.
 
         Returns:
             sparse (B, N + 1 or 0, width), dense (B, width, g, g, g), prompt maps (B, 4 or more, m, m, m) or None.
@@ -142,12 +142,11 @@ class PromptEncoder3D(nn.Module):
         if d.dense_clicks:
             maps = self.draw(points, torch.zeros(b, 1, *(self.mask_size,) * 3, device=device) if mask is None else mask)
             dense = self.mask_downscaling(maps)
-            if d.appearance and points is not None:
+            if alike is not None:
                 signs = (points[1] == POSITIVE, points[1] == NEGATIVE)
                 clicked = (signs[0] | signs[1])[..., None]
                 added = self.appearance.tokens(points[0], cues) * clicked
                 sparse = sparse + nn.functional.pad(added, (0, 0, 0, 1))
-                alike = self.alike(points, cues) if alike is None else alike
                 dense = dense + self.appearance.dense(nn.functional.avg_pool3d(alike, 4))
                 maps = torch.cat([maps, alike], dim=1)
         elif mask is not None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..spec import Sam2dSpec
 from .connectedness import clicked_cells, far_from_clicks, prompted_maps
 from .grow import Grow
-from .layers import ChannelNorm, Perceptron
+from .layers import ChannelNorm, Perceptron, zero_
 from .prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, PADDING, POSITIVE, likeness, prompt_maps
 from .transformer import TwoWayTransformer
 
@@ -154,12 +154,9 @@ class Refinement(nn.Module):
         self.near = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.mix = nn.Conv2d(hidden, hidden, 1)
         self.far = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.out = nn.Conv2d(hidden, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero_(nn.Conv2d(hidden, channels, 1))
 
-    def forward(self, x: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
-        alike = likeness(detail[:, :3].detach().float(), maps.float())
+    def forward(self, x: Tensor, detail: Tensor, maps: Tensor, alike: Tensor) -> Tensor:
         parts = (x, detail.expand(len(x), -1, -1, -1), maps, alike)
         y = F.relu(self.join(torch.cat([part.to(x.dtype) for part in parts], dim=1)))
         y = F.relu(self.mix(self.near(y)))
@@ -187,6 +184,7 @@ class MaskDecoder2D(nn.Module):
         self.iou_prediction_head = Perceptron(w, d.iou_width, masks, 3)
         self.width = w
         self.refinement = Refinement(w // 8, d.refine) if d.refine else None
+        self.grow = None
         if d.grow:
             self.grow = Grow(
                 2, d.grow, fold=_FOLD, intensities=_INTENSITIES, maps=4 + 3 + 5 * _INTENSITIES, features=w // 8,
@@ -223,29 +221,30 @@ class MaskDecoder2D(nn.Module):
         x = self.output_upscaling(source.transpose(1, 2).unflatten(2, image.shape[-2:]))
         if self.refinement is not None:
             detail = F.pixel_shuffle(detail, 4)
-            x = self.refinement(x, detail, maps)
+            alike = likeness(detail[:, :3].detach().float(), maps.float())
+            x = self.refinement(x, detail, maps, alike)
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
         masks = torch.einsum("bmc,bcyx->bmyx", torch.stack(kernels, dim=1), x)
-        if hasattr(self, "grow"):
-            masks = masks.float() + self._grown(masks, x, detail, maps.float(), clicks, image)
+        if self.grow is not None:
+            masks = masks.float() + self._grown(
+                masks, x, detail, torch.cat([maps.float(), alike], dim=1), clicks, image
+            )
         return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]
 
     def _grown(
         self, masks: Tensor, x: Tensor, detail: Tensor, maps: Tensor, clicks: tuple[Tensor, Tensor], image: Tensor
     ) -> Tensor:
-        """What `Grow` adds to the masks; arguments as in `forward`, detail (1 or B, ., 4g, 4g)."""
-        picture = detail[:, :3].detach().float()
-        intensity = grey_and_rank(picture)
+        """What `Grow` adds to the masks; as in `forward`, but detail (1 or B, ., 4g, 4g), and maps with `likeness` behind."""
+        intensity = grey_and_rank(detail[:, :3].detach().float())
         cells, labels = clicks[0] // _FOLD, clicks[1]
         folded = F.avg_pool2d(intensity, _FOLD)
         signs = (labels == POSITIVE, labels == NEGATIVE)
         found = [clicked_cells(cells, sign, folded.shape[2:]) for sign in signs]
         far = tuple(far_from_clicks(folded, cells, sign) for sign in signs)
-        known = prompted_maps(folded, *found, far, F.avg_pool2d(maps[:, 3:], _FOLD) > 0)
+        known = prompted_maps(folded, *found, far, F.avg_pool2d(maps[:, 3:4], _FOLD) > 0)
         known = F.interpolate(known, scale_factor=_FOLD)
-        cues = torch.cat([maps, likeness(picture, maps), known], dim=1)
-        return self.grow(masks, x, cues, intensity, detail, image)
+        return self.grow(masks, x, torch.cat([maps, known], dim=1), intensity, detail, image)
 
 
 def grey_and_rank(picture: Tensor) -> Tensor:
