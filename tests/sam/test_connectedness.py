@@ -9,7 +9,8 @@ from lib.sam.networks.connectedness import (
     clicked_cells,
     connectedness,
     far_from_clicks,
-    middle_of,
+    most_telling,
+    passable,
     prompted_maps,
 )
 from lib.sam.zoo import get_spec, get_spec2d
@@ -89,10 +90,35 @@ def test_a_click_counts_more_than_the_middle_of_the_box():
     torch.testing.assert_close(maps[:, :4], connectedness(image, far, clicked))
 
 
-def test_the_middle_of_a_box():
-    inside = torch.zeros(2, 1, 8, 8, 8, dtype=torch.bool)
-    inside[0, 0, 1:4, 2:8, 0:1] = True
-    assert middle_of(inside).nonzero().tolist() == [[0, 0, 2, 5, 0]]
+def test_the_seed_of_a_box_lies_on_the_object_even_where_its_middle_does_not():
+    torch.manual_seed(0)
+    image = torch.full((1, 1, 12, 12, 12), -0.5) + 0.02 * torch.randn(1, 1, 12, 12, 12)
+    image[0, 0, 2:10, 2:10, 3:9] = 0.6  # a tube with a wide hole
+    image[0, 0, 4:8, 4:8, 3:9] = -0.5
+    inside = torch.zeros(2, 1, 12, 12, 12, dtype=torch.bool)
+    inside[0, 0, 2:10, 2:10, 3:9] = True
+    seed = most_telling(box_evidence(image, inside), inside)
+    assert int(seed[0].sum()) == 1 and int(seed[1].sum()) == 0  # no box, no seed
+    assert float(image[0, 0][seed[0, 0]]) > 0.5
+
+
+def test_the_seed_of_a_box_of_one_tissue_is_its_middle():
+    inside = torch.zeros(1, 1, 9, 9, 9, dtype=torch.bool)
+    inside[0, 0, 1:4, 2:7, 0:1] = True
+    assert most_telling(torch.zeros(1, 2, 9, 9, 9), inside).nonzero().tolist() == [[0, 0, 2, 4, 0]]
+
+
+def test_a_plate_thinner_than_a_cell_stops_what_crosses_it():
+    parts = torch.zeros(1, 1, 12, 12, 12)
+    parts[..., 5, :, :] = 1.0  # a plate of half a cell
+    cells = F.avg_pool3d(parts, 2)
+    seeds = clicked_cells(torch.tensor([[[0, 2, 2]]]), torch.tensor([[True]]), cells.shape[2:])
+    found = connectedness(cells, parts, seeds)[:, 0]
+    assert float(found[:, :2].min()) == 1.0 and float(found[:, 3:].max()) < 0.01
+    coarse = connectedness(cells, cells, seeds)[:, 0]
+    assert float(coarse[:, 3:].max()) > 0.03
+    torch.testing.assert_close(passable(cells, 2, 1), cells)
+    assert float(passable(torch.exp(-parts), 3, 2).min()) == 1.0  # along the plate one gets past it
 
 
 def test_evidence_of_a_box_does_not_depend_on_other_boxes():

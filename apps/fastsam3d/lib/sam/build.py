@@ -66,7 +66,9 @@ class Sam3D(nn.Module):
             logits (B, 1, m, m, m), predicted IoU (B, 1).
         """
         image, skips = embedding
-        cues = (skips[2], skips[1], skips[0], image) if self.spec.decoder.appearance else None
+        cues = None
+        if self.spec.decoder.appearance:
+            cues = (skips[2], skips[1], skips[0], image, *(skips[-1:] if self.spec.decoder.sharpen else ()))
         alike = self.prompt_encoder.alike(points, cues)
         pe = self.prompt_encoder.dense_position(window, image.shape[-1])
         for _ in range(passes):

@@ -17,7 +17,7 @@ from .fields import Draw
 from .rendering import render
 from .scenes import SCENES
 
-MIX = {"torso": 0.5, "chest": 0.15, "cells": 0.12, "scatter": 0.23}
+MIX = {"torso": 0.38, "chest": 0.17, "back": 0.18, "cells": 0.09, "scatter": 0.18}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from .scenes import Scene
 HOUNSFIELD = {
     "air": (-1000, 5), "lung": (-820, 70), "fat": (-100, 15), "soft": (35, 15), "muscle": (55, 12), "fluid": (10, 12),
     "organ": (95, 38), "bowel": (30, 60), "vessel": (170, 75), "lesion": (60, 45), "bright": (200, 80),
-    "spongy": (230, 80), "bone": (600, 200),
+    "spongy": (215, 75), "bone": (600, 200), "disc": (75, 30),
 }  # fmt: skip
 
 

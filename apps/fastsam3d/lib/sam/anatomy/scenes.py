@@ -119,26 +119,36 @@ def add_organ(scene: Scene, canvas: Canvas, allowed: Tensor | None, scale: tuple
 def add_spine(scene: Scene, canvas: Canvas, allowed: Tensor | None) -> None:
     """A chain of bones with discs between; every bone is an object with shell and core, most with arch and processes."""
     draw = canvas.draw
-    height, radius = draw.uniform(12, 22), draw.uniform(9, 18)
+    radius = draw.uniform(9, 22)
+    height = radius * draw.uniform(0.95, 1.6)
     middle = random_place(canvas, allowed)
     direction = torch.nn.functional.normalize(draw.normal(3), dim=0)
     path = curve(draw, middle - direction * canvas.size * 0.6, direction, canvas.size * 1.2, height, 0.03)
-    shell, core, disc = (scene.new_tissue(k) for k in ("bone", "spongy", "soft"))
+    shell, core, disc = (scene.new_tissue(k) for k in ("bone", "spongy", "disc"))
     frame = torch.linalg.qr(torch.stack([direction, draw.normal(3), draw.normal(3)]).T.cpu())[0].T.to(draw.device)
-    wide = radius * draw.uniform(0.75, 1.0)
+    wide = radius * draw.uniform(0.7, 1.0)
     wall = draw.uniform(0.8, 2.2)
-    arch = vertebral_arch(draw, height, radius, wide) if draw.chance(0.7) else None
+    half, waist = height * draw.uniform(0.34, 0.45), draw.uniform(0.0, 0.15)
+    arch = vertebral_arch(draw, height, radius, wide) if draw.chance(0.8) else None
+    cord = scene.new_tissue(draw.choice(["fluid", "soft", "fat"])) if arch is not None else None
     reach = max(height, radius) if arch is None else float(arch.ends.norm(dim=-1).max()) + radius * 0.4
+    bones = []
     for point in path:
         if bool((point < -reach).any()) or bool((point > canvas.size + reach).any()):
             continue
         box = canvas.box(point, reach)
         local = torch.einsum("ab,bxyz->axyz", frame, canvas.coords[(slice(None), *box)] - point[:, None, None, None])
         ring = torch.sqrt((local[1] / radius).square() + (local[2] / wide).square())
-        level = torch.maximum((ring - 1) * radius, local[0].abs() - height * 0.42 + 1.2 * canvas.noise[1][box])
-        scene.paint(box, (ring < 0.95) & (local[0].abs() < height * 0.5), disc, None)
+        between = local[0].abs() < height * 0.5
+        narrow = waist * (1 - (local[0] / half).square()).clamp_min(0)
+        level = torch.maximum((ring - 1 + narrow) * radius, local[0].abs() - half + 1.2 * canvas.noise[1][box])
+        scene.paint(box, (ring < 0.95) & between, disc, None)
         if arch is not None:
+            behind = torch.sqrt(local[1].square() + (local[2] - 1.4 * wide).square())
+            scene.paint(box, (behind < 0.38 * radius) & between, cord, None)
             level = torch.minimum(level, capsules(local, arch) + 0.5 * canvas.noise[1][box])
+        bones.append((box, level))
+    for box, level in bones:  # behind all the discs and cords, which reach into the boxes of their neighbours
         bone = level < 0
         if int(bone.sum()) < 60:
             continue
@@ -147,24 +157,27 @@ def add_spine(scene: Scene, canvas: Canvas, allowed: Tensor | None) -> None:
 
 
 def vertebral_arch(draw: Draw, height: float, radius: float, wide: float) -> Capsules:
-    """Pedicles, laminae, transverse and spinous processes behind a vertebral body.
+    """Pedicles, laminae, articular, transverse and spinous processes behind a vertebral body.
 
     Frame: axis 0 along the spine, 1 to the side, 2 to the back; voxels. `radius`, `wide`: the body along 1 and 2.
     """
-    side, back = 0.62 * radius, wide * draw.uniform(1.5, 1.8)
+    side, back = draw.uniform(0.5, 0.72) * radius, wide * draw.uniform(1.5, 1.9)
     drop, length = height * draw.uniform(0.0, 0.6), radius * draw.uniform(0.5, 1.1)
-    lift = 0.15 * height
+    lift, joint = 0.15 * height, height * draw.uniform(0.2, 0.46)
     tip = (drop, 0.0, back + 0.35 * wide + length)
     segments = [((0.0, 0.0, back + 0.35 * wide), tip)]
+    spread, joined = draw.uniform(1.2, 1.9), draw.chance(0.6)
     for sign in (-1.0, 1.0):
         root = (-lift, sign * side, back)
         segments += [
             ((-lift, sign * side, 0.7 * wide), root),
             (root, (0.0, 0.0, back + 0.35 * wide)),
-            (root, (-lift, sign * radius * draw.uniform(1.3, 1.9), back + 0.1 * wide)),
+            (root, (-lift, sign * radius * spread, back + draw.uniform(0.0, 0.4) * wide)),
         ]
+        if joined:  # joints, which nearly touch those of the next vertebra
+            segments.append(((-joint, sign * side, back + 0.05 * wide), (joint, sign * side, back + 0.1 * wide)))
     ends = torch.tensor(segments, device=draw.device)
-    radii = torch.tensor([draw.uniform(0.16, 0.3) * radius for _ in segments], device=draw.device)
+    radii = torch.tensor([draw.uniform(0.14, 0.3) * radius for _ in segments], device=draw.device)
     return Capsules(ends, radii.clamp_min(1.3))
 
 
@@ -178,8 +191,10 @@ def add_lungs(scene: Scene, canvas: Canvas, cavity: Tensor, long_axis: int) -> N
     dome = size * draw.uniform(0.55, 1.1) + size * 0.06 * canvas.noise[0]
     if draw.chance(0.5):
         along = size - along
-    vessels = vessel_tree(canvas, draw.uniform(1.0, 2.6)) if draw.chance(0.7) else None
-    tissue = scene.new_tissue("lung")
+    vessels = vessel_tree(canvas, draw.uniform(1.0, 4.0)) if draw.chance(0.8) else None
+    for _ in range(draw.integer(0, 3) if vessels is not None else 0):
+        vessels |= vessel_tree(canvas, draw.uniform(1.0, 2.6))
+    tissue, blood = scene.new_tissue("lung"), scene.new_tissue("vessel")
     for sign in (-1, 1):
         apex = size * draw.uniform(-0.2, 0.25) + size * 0.04 * canvas.noise[1]
         mask = cavity & (sign * (lateral - middle) > gap) & (along < dome) & (along > apex)
@@ -187,7 +202,7 @@ def add_lungs(scene: Scene, canvas: Canvas, cavity: Tensor, long_axis: int) -> N
             continue
         scene.paint(WHOLE, mask, tissue, scene.new_object())
         if vessels is not None:
-            scene.paint(WHOLE, mask & vessels, scene.new_tissue("vessel"), None)
+            scene.paint(WHOLE, mask & vessels, blood, None)
 
 
 def torso(draw: Draw, size: int) -> Scene:
@@ -228,6 +243,22 @@ def chest(draw: Draw, size: int) -> Scene:
         mask = tube(canvas, draw.log_uniform(2.5, 13)) & (scene.label == 0)
         if int(mask.sum()) > 60:
             scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
+    return scene
+
+
+def back(draw: Draw, size: int) -> Scene:
+    """Body around a spine, with a few organs, ribs and vessels beside it."""
+    scene, canvas = empty_scene(draw, size), Canvas(draw, size)
+    cavity = add_body(scene, canvas, draw.integer(0, 3), (0.4, 0.9))
+    for _ in range(draw.integer(0, 3)):
+        add_organ(scene, canvas, cavity, (14, 45))
+    for _ in range(draw.integer(0, 4)):
+        mask = tube(canvas, draw.uniform(2.5, 6)) & (scene.label == 0)
+        if int(mask.sum()) > 60:
+            scene.paint(WHOLE, mask, scene.new_tissue(draw.choice(["bone", "vessel"])), scene.new_object())
+    add_spine(scene, canvas, cavity)
+    for _ in range(draw.integer(0, 3)):
+        add_organ(scene, canvas, cavity & (scene.label == 0), (5, 20))
     return scene
 
 
@@ -299,4 +330,4 @@ def from_label_map(draw: Draw, label: Tensor, around: Tensor) -> Scene:
     return scene
 
 
-SCENES = {"torso": torso, "chest": chest, "cells": cells, "scatter": scatter}
+SCENES = {"torso": torso, "chest": chest, "back": back, "cells": cells, "scatter": scatter}

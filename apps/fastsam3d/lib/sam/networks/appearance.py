@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .connectedness import clicked_cells, prompted_maps
+from .connectedness import clicked_cells, far_from_clicks, prompted_maps
 from .layers import zero_
 
 KEY_CHANNELS = 16
@@ -36,7 +36,7 @@ class Appearance(nn.Module):
     """Features of clicks and similarity maps.
 
     `cues` are (intensity (b, c, m, m, m), fine (b, f, m, m, m), coarse (b, e, m/2, ...), embedding (b, w, m/4, ...)) with
-    b = 1 or B.
+    b = 1 or B; and behind them, where the spec has `sharpen`, the intensities of cells half as wide, (b, c, 2m, ...).
     """
 
     def __init__(self, spec: SamSpec) -> None:
@@ -52,7 +52,7 @@ class Appearance(nn.Module):
 
     def tokens(self, points: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
         """Image features at points (B, N, 3) in patch voxels -> additions to their tokens (B, N, width)."""
-        _, fine, coarse, embedding = cues
+        _, fine, coarse, embedding = cues[:4]
         found = [_at(f, points // (self.cell * step)) for f, step in ((fine, 1), (coarse, 2), (embedding, 4))]
         return self.project(self.norm(torch.cat(found, dim=1).transpose(1, 2).float()))
 
@@ -88,8 +88,9 @@ class Appearance(nn.Module):
             out.append(best.unflatten(2, (m, m, m)))
         if self.grow:
             clicked = [clicked_cells(cells, chosen, intensity.shape[2:]) for chosen in signs]
-            far = [x[:, : intensity.shape[1]].clamp_min(1e-30).log() * -SOFTNESS for x in out]
-            out.append(prompted_maps(intensity, *clicked, tuple(far), box > 0))
+            parts = cues[4].float() if len(cues) > 4 else intensity
+            far = tuple(far_from_clicks(intensity, cells, chosen, parts) for chosen in signs)
+            out.append(prompted_maps(intensity, *clicked, far, box > 0, parts))
         return torch.cat(out, dim=1)
 
 

@@ -23,40 +23,52 @@ BINS = 32
 RIM = 2
 """Cells around a box that count as its surroundings."""
 
+MIDDLE = 0.3
+"""How much of `box_evidence` a cell at the end of a box's half axis must have more than its middle to be taken as the seed."""
+
 _FAR = 9.0
 
 
 @torch.no_grad()
 def prompted_maps(
-    intensity: Tensor, positive: Tensor, negative: Tensor, far: tuple[Tensor, Tensor], inside: Tensor
+    intensity: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    far: tuple[Tensor, Tensor],
+    inside: Tensor,
+    fine: Tensor | None = None,
 ) -> Tensor:
     """Connectedness to what was clicked and boxed, and what the intensities in a box and around it say.
 
-    With a box and no click on the object, the middle of the box stands for the click; all that lies outside the box counts
-    as background.
+    With a box and no click on the object, the `most_telling` cell of the box stands for the click; all that lies outside the
+    box counts as background.
 
     Args:
         intensity: (1 or B, c, m, ...) in [-1, 1].
         positive, negative: (B, 1, m, ...) bool, the clicked cells.
-        far: for either sign (B, c, m, ...) difference to the intensity of the most similar click.
+        far: for either sign (B, c, n, ...) difference to the intensity of the most similar click; n = m, or a multiple of
+            it, see `connectedness`.
         inside: (B, 1, m, ...) bool, True in the box; all False without one.
+        fine: (1 or B, c, n, ...) the intensities on the grid of `far`; None where that is m.
 
     Returns:
         (B, 5c, m, ...): connectedness to the object and to the background (2c each), `box_evidence` (c).
     """
+    fine = intensity if fine is None else fine
     boxed = any_cell(inside)
     unclicked = boxed & ~any_cell(positive)
+    evidence = box_evidence(intensity, inside)
     object_far, background_far = far
     if bool(unclicked.any()):
-        middle = middle_of(inside)
-        positive = positive | (unclicked & middle)
-        value = (intensity * middle).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
-        object_far = torch.where(unclicked, (intensity - value).abs(), object_far)
+        seed = most_telling(evidence, inside)
+        positive = positive | (unclicked & seed)
+        value = (intensity * seed).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
+        object_far = torch.where(unclicked, (fine - value).abs(), object_far)
     return torch.cat(
         [
             connectedness(intensity, object_far, positive) * (inside | ~boxed),
             connectedness(intensity, background_far, negative | (boxed & ~inside)),
-            box_evidence(intensity, inside),
+            evidence,
         ],
         dim=1,
     )
@@ -75,22 +87,23 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
 
     Args:
         intensity: (1 or B, c, m, ...) in [-1, 1].
-        distance: (B, c, m, ...) difference of each cell's intensity to that of the most similar seed.
+        distance: (B, c, n, ...) difference of each cell's intensity to that of the most similar seed. n = m, or a multiple
+            of it: then links see borders that are thinner than a cell, see `passable`.
         seeds: (B, 1, m, ...) bool.
 
     Returns:
         (B, 2c, m, ...) in [0, 1]: for links of the first kind, then of the second.
     """
     if not bool(seeds.any()):
-        return distance.new_zeros(len(distance), 2 * distance.shape[1], *distance.shape[2:])
+        return distance.new_zeros(len(distance), 2 * distance.shape[1], *seeds.shape[2:])
     alike = torch.exp(distance / -SOFTNESS)
     intensity = intensity.expand(len(alike), *intensity.shape[1:])
-    axes = range(2, alike.ndim)
+    n, axes = seeds.shape[-1], range(2, alike.ndim)
     links = []
     for axis in axes:
-        n = alike.shape[axis]
+        into = passable(alike, axis, alike.shape[axis] // n)
         steps = torch.exp(intensity.diff(dim=axis).abs() / -SOFTNESS)
-        both = (torch.cat([alike.narrow(axis, begin, n - 1), steps], dim=1) for begin in (1, 0))
+        both = (torch.cat([into.narrow(axis, begin, n - 1), steps], dim=1) for begin in (1, 0))
         links.append([x.movedim(axis, 0).contiguous() for x in both])
     found = seeds.to(alike.dtype).expand(-1, 2 * alike.shape[1], *seeds.shape[2:])
     for _ in range(SWEEPS):
@@ -104,17 +117,53 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
     return found
 
 
-def middle_of(inside: Tensor) -> Tensor:
-    """The cell in the middle of each box, as a mask (B, 1, m, ...); inside: likewise, bool. Nothing without a box."""
-    middle = torch.ones_like(inside)
-    axes = range(2, inside.ndim)
-    for axis in axes:
+def passable(strength: Tensor, axis: int, cell: int) -> Tensor:
+    """How well one gets through cells along an axis: along the best line in each, by that line's weakest part.
+
+    A plate as thin as a part stops every line across it, while the mean of the cell hardly shows it; a cell that a border
+    runs through lengthwise lets pass. (One click on a vertebra whose discs are thinner than two cells of 6 mm: best Dice of
+    a threshold 0.60 with means of cells, 0.67 with parts of half their edge; other objects 0.71 and 0.72.)
+
+    Args:
+        strength: (B, c, n, ...). cell: edge of a cell in parts; 1 returns `strength`.
+
+    Returns:
+        (B, c, n / cell, ...).
+    """
+    if cell == 1:
+        return strength
+    weakest = strength.unflatten(axis, (-1, cell)).amin(axis + 1)
+    across = [1 if other == axis else cell for other in range(2, strength.ndim)]
+    pool = F.max_pool3d if strength.ndim == 5 else F.max_pool2d
+    return pool(weakest, across, stride=across)
+
+
+def most_telling(evidence: Tensor, inside: Tensor) -> Tensor:
+    """The cell of each box whose intensities speak most for the object, rather near the middle.
+
+    A box's middle lies outside a curved or hollow object: one in four of the generator's. (Best Dice of a threshold on the
+    map of connectedness to that cell, 102 boxes: middle 0.70, this cell 0.76.)
+
+    Args:
+        evidence: (B, c, m, ...) of `box_evidence`. inside: (B, 1, m, ...) bool.
+
+    Returns:
+        (B, 1, m, ...) bool. Nothing without a box.
+    """
+    dims = inside.ndim - 2
+    pool = F.avg_pool3d if dims == 3 else F.avg_pool2d
+    score = pool(evidence.sum(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    away = torch.zeros_like(score)
+    for axis in range(2, inside.ndim):
         m = inside.shape[axis]
-        hit = inside.amax([a for a in axes if a != axis])[:, 0]  # (B, m)
-        first, behind = hit.int().argmax(1), m - hit.flip(1).int().argmax(1)
-        here = torch.arange(m, device=inside.device) == ((first + behind) // 2)[:, None]
-        middle &= here.unflatten(1, [m if a == axis else 1 for a in axes])[:, None]
-    return middle & inside
+        hit = inside.amax([a for a in range(2, inside.ndim) if a != axis])[:, 0]  # (B, m)
+        first, last = hit.int().argmax(1), m - 1 - hit.flip(1).int().argmax(1)
+        here = torch.arange(m, device=inside.device) - (first + last)[:, None] / 2
+        here = (here / ((last - first + 1)[:, None] / 2)).square()
+        away = away + here.unflatten(1, [m if a == axis else 1 for a in range(2, inside.ndim)])[:, None]
+    score = (score - MIDDLE * away.sqrt()).masked_fill(~inside, -torch.inf).flatten(1)
+    best = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.argmax(1, keepdim=True), True)  # noqa: FBT003
+    return best.reshape(inside.shape) & inside
 
 
 def box_evidence(intensity: Tensor, inside: Tensor) -> Tensor:
@@ -159,23 +208,27 @@ def clicked_cells(cells: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
     return mask
 
 
-def far_from_clicks(intensity: Tensor, cells: Tensor, chosen: Tensor) -> Tensor:
-    """Difference of each cell's intensity to that of the most similar chosen click, large without one.
+def far_from_clicks(intensity: Tensor, cells: Tensor, chosen: Tensor, fine: Tensor | None = None) -> Tensor:
+    """Difference to the intensity of the most similar chosen click, large without one.
 
     Args:
-        intensity: (1 or B, c, m, ...). cells: (B, N, D). chosen: (B, N) bool.
+        intensity: (1 or B, c, m, ...), of which those of the clicked cells are taken. cells: (B, N, D). chosen: (B, N) bool.
+        fine: (1 or B, c, n, ...), whose differences are wanted; None for `intensity`.
 
     Returns:
-        (B, c, m, ...).
+        (B, c, n, ...).
     """
     b, shape = len(cells), intensity.shape[2:]
+    fine = intensity if fine is None else fine
     intensity = intensity.expand(b, *intensity.shape[1:])
-    out = torch.full_like(intensity, _FAR)
+    out = torch.full_like(fine.expand(b, *fine.shape[1:]), _FAR)
     rows = torch.arange(b, device=cells.device)
     for n in range(cells.shape[1]):
+        if not bool(chosen[:, n].any()):
+            continue
         places = [cells[:, n, d].long().clamp(0, size - 1) for d, size in enumerate(shape)]
         value = intensity[(rows, slice(None), *places)]  # (B, c)
-        away = (intensity - value.reshape(*value.shape, *(1,) * len(shape))).abs()
+        away = (fine - value.reshape(*value.shape, *(1,) * len(shape))).abs()
         use = chosen[:, n].reshape(-1, *(1,) * (intensity.ndim - 1))
         out = torch.where(use, torch.minimum(out, away), out)
     return out
