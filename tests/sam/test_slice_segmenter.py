@@ -126,6 +126,24 @@ def _to_8bit(image, volume):
     return to_8bit(image, *grey_range(volume))
 
 
+def test_lung_is_shown_in_the_lung_window_and_the_rest_in_that_of_soft_tissue(segmenter, tmp_path):
+    volume = np.random.default_rng(2).normal(40, 20, (60, 60, 3)).astype(np.int16)
+    volume[:8] = -1000
+    volume[30:55, 10:50] = np.random.default_rng(3).normal(-850, 30, (25, 40, 3))
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "chest.nii")
+    box, click = Box((28, 8, 1), (56, 52, 1)), Prompts((Click((40, 30, 1)), Click((20, 20, 1), False)))
+    with SessionStore(2**30).open("x", tmp_path / "chest.nii") as session:
+
+        def mask(prompts, window):
+            return segmenter.segment(session, prompts, SliceOptions(single=True, window=window)).full_mask()
+
+        for prompts in (Prompts(box=box), click):
+            assert np.array_equal(mask(prompts, "auto"), mask(prompts, "lung"))
+            assert not np.array_equal(mask(prompts, "auto"), mask(prompts, "soft tissue"))
+        elsewhere = Prompts(box=Box((10, 10, 1), (28, 50, 1)))
+        assert np.array_equal(mask(elsewhere, "auto"), mask(elsewhere, "soft tissue"))
+
+
 def test_clicks_for_one_slice_must_lie_in_one(segmenter, session):
     with pytest.raises(PromptError, match="one slice"):
         segmenter.segment(session, Prompts((Click((3, 4, 5)), Click((9, 8, 7)))), ONE)

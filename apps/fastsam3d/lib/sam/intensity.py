@@ -15,6 +15,7 @@ CT_WINDOWS = {"soft tissue": (40.0, 400.0), "lung": (-160.0, 1500.0), "bone": (4
 """Level and width in Hounsfield units, as published for MedSAM's CT images."""
 
 WINDOWS = (AUTO, *CT_WINDOWS, PERCENTILES)
+_AERATED = (-980.0, -400.0)  # Hounsfield units of lung tissue, between outer air and fat
 _AIR = (-1500.0, -700.0)  # the smallest voxel of a CT, padding apart
 _BINS = 1024
 
@@ -130,6 +131,21 @@ def grey_range(volume: np.ndarray, window: str = AUTO) -> tuple[float, float]:
     if not high > low:
         low, high = float(sample.min()), float(sample.max())
     return (low, high) if high > low else (low, low + 1.0)
+
+
+def looks_like_lung(asked: np.ndarray, limits: tuple[float, float], share: float) -> bool:
+    """Whether prompts point at aerated lung, which is as black as air in the soft-tissue window.
+
+    Args:
+        asked: intensities in a box or around a click. limits: what `grey_range` chose for the scan by itself; only CT, for
+            which it is the soft-tissue window, has intensities that mean anything here.
+        share: of the voxels that must have the density of lung.
+    """
+    level, width = CT_WINDOWS["soft tissue"]
+    if limits != (level - width / 2, level + width / 2) or not asked.size:
+        return False
+    low, high = _AERATED
+    return float(((asked > low) & (asked < high)).mean()) >= share
 
 
 def to_8bit(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from .build import Sam2D
 from .geometry import Grid
-from .intensity import AUTO, grey_range, to_8bit
+from .intensity import AUTO, grey_range, looks_like_lung, to_8bit
 from .prompts import PromptError, Prompts
 from .propagation import SliceMask, StackPlan, follow
 from .segmenter import Segmentation
@@ -28,6 +28,11 @@ from .timing import stage
 CACHE_BYTES = 512 * 2**20
 """Embeddings kept of a stack that is no session's."""
 
+_AROUND = 2  # voxels to every side of a click that tell what was clicked on
+_LUNG_IN_BOX, _LUNG_AT_CLICK = 0.2, 0.5
+"""So much of it must look like lung. In nine of ten boxes on CT slices of the lungs of the samples the share is above 0.1, in half
+above 0.4; in nine of ten of any other organ, bowel with its gas included, below 0.18."""
+
 
 @dataclass(frozen=True)
 class SliceOptions:
@@ -35,7 +40,7 @@ class SliceOptions:
 
     Attributes:
         single: one slice, rather than a stack.
-        window: see intensity.grey_range.
+        window: see intensity.grey_range. "auto" shows a CT in the lung window where box or first click point at lung.
         extent: see slice_prompts.plan_prompts.
         axis: across the slices; None where the prompts tell (slice_prompts.plane_axis).
         notes: what the user should know of how the prompts were read; they come with the answer.
@@ -89,7 +94,7 @@ class SliceSegmenter:
         axis = plane_axis(volume.grid, prompts, options.single) if options.axis is None else options.axis
         frame = _frame(volume.grid, axis, self.spec.image_size)
         plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
-        source = self._source(session, axis, frame, options.window, timings)
+        source = self._source(session, axis, frame, self._limits(session, prompts, options.window, timings), timings)
         masks = follow([plan], source.predict, frame, self.spec.margin)[0]
         with stage(timings, "paste"):
             mask_box, corner = assemble(masks, axis)
@@ -141,15 +146,32 @@ class SliceSegmenter:
         source = SliceSource(self.network, lambda index: stack[index], frame, Memory(CACHE_BYTES))
         return follow([stack_plan(box, frame) for box in boxes], source.predict, frame, self.spec.margin)
 
+    @staticmethod
+    def _limits(session: ImageSession, prompts: Prompts, window: str, timings: dict[str, float]) -> tuple[float, float]:
+        """The intensities that become black and white; the first prompt decides, so that later clicks see the same slices."""
+        array = session.volume.array
+
+        def limits(window: str) -> tuple[float, float]:
+            found = session.get(("grey_range", window))
+            if found is None:
+                with stage(timings, "crop"):
+                    found = grey_range(array, window)
+                session.put(("grey_range", window), found)
+            return found
+
+        share = _LUNG_AT_CLICK if prompts.box is None else _LUNG_IN_BOX
+        lung = window == AUTO and looks_like_lung(array[_first_asked(prompts)], limits(AUTO), share)
+        return limits("lung" if lung else window)
+
     def _source(
-        self, session: ImageSession, axis: int, frame: SliceFrame, window: str, timings: dict[str, float]
+        self,
+        session: ImageSession,
+        axis: int,
+        frame: SliceFrame,
+        low_high: tuple[float, float],
+        timings: dict[str, float],
     ) -> SliceSource:
         array = session.volume.array
-        low_high = session.get(("grey_range", window))
-        if low_high is None:
-            with stage(timings, "crop"):
-                low_high = grey_range(array, window)
-            session.put(("grey_range", window), low_high)
         key = ("slice", self.weights_version, self.network.half, low_high, axis)
         return SliceSource(
             self.network,
@@ -159,6 +181,14 @@ class SliceSegmenter:
             key,
             timings,
         )
+
+
+def _first_asked(prompts: Prompts) -> tuple[slice, ...]:
+    """The box, or a few voxels around the first click on the object."""
+    if prompts.box is not None:
+        return tuple(slice(low, high + 1) for low, high in zip(prompts.box.low_ijk, prompts.box.high_ijk))
+    first = next(click.ijk for click in prompts.clicks if click.positive)
+    return tuple(slice(max(0, c - _AROUND), c + _AROUND + 1) for c in first)
 
 
 def stack_plan(box: np.ndarray, frame: SliceFrame) -> StackPlan:
