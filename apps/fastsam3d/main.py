@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ class FastSAM3DApp(MONAILabelApp):
         self._last_click = 0.0
         self._lists_read = 0.0
         self._answers: deque[tuple[float, str]] = deque()
+        self._sweeping = threading.Lock()
         self._doubt: Doubt | None = None
         self._configs = self._find_configs(os.path.join(app_dir, "model"), dict(conf or {}))
         super().__init__(
@@ -236,11 +238,12 @@ class FastSAM3DApp(MONAILabelApp):
     def _sweep_answers(self, file: str | None) -> None:
         """Remembers an answer file, and removes old ones that MONAI Label forgot (it does when a later step fails)."""
         now = time.monotonic()
-        while self._answers and now - self._answers[0][0] > _ANSWER_SECONDS:
-            with suppress(FileNotFoundError):
-                os.unlink(self._answers.popleft()[1])
-        if file:
-            self._answers.append((now, file))
+        with self._sweeping:
+            while self._answers and now - self._answers[0][0] > _ANSWER_SECONDS:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._answers.popleft()[1])
+            if file:
+                self._answers.append((now, file))
 
     def _load_sessions(self, load: bool = False) -> UploadSessions | None:
         if not load:

@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 
+import nibabel as nib
 import numpy as np
 import pytest
 import requests
@@ -33,6 +35,34 @@ def test_parallel_clicks_equal_serial_clicks(server):
         thread.join()
     assert together == alone
     assert len(set(alone)) > 1
+
+
+def test_a_first_look_at_a_large_scan_keeps_nobody_waiting(server, tmp_path):
+    """Others are answered before it is: refinements of another scan, and what needs no model."""
+    noise = np.random.default_rng(0).integers(-200, 200, (260, 260, 220), dtype=np.int16)  # hard to inflate
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "large.nii.gz")
+    with (tmp_path / "large.nii.gz").open("rb") as file:
+        sent = requests.put(f"{server.url}/session/", files={"files": ("large.nii.gz", file)}, timeout=120)
+    sent.raise_for_status()
+    small = {"foreground": [list(CENTRE_IJK)], "result_extension": ".nrrd"}
+    server.infer("case1", small, output="image").raise_for_status()
+    done: dict[str, float] = {}
+
+    def first_look() -> None:
+        params = {"foreground": [[130, 130, 110]], "result_extension": ".nrrd"}
+        server.infer("", params, session_id=sent.json()["session_id"], output="image").raise_for_status()
+        done["first look"] = time.monotonic()
+
+    thread = threading.Thread(target=first_look)
+    thread.start()
+    time.sleep(0.1)
+    server.get("/info/").raise_for_status()
+    done["info"] = time.monotonic()
+    refined = {**small, "background": [[3, 3, 3]]}
+    server.infer("case1", refined, output="image").raise_for_status()
+    done["refinement"] = time.monotonic()
+    thread.join()
+    assert max(done, key=done.get) == "first look", done
 
 
 CLIENTS = int(os.environ.get("FASTSAM3D_CLIENTS", "8"))

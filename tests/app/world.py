@@ -41,7 +41,7 @@ class World:
 def send_weights(world: World, name: str, content: bytes, model: str = "fastsam3d") -> requests.Response:
     """PUT /model/{model}."""
     files = {"file": (name, content)}
-    return requests.put(f"{world.server.url}/model/{model}", files=files, timeout=120)
+    return requests.put(f"{world.server.url}/model/{model}", files=files, timeout=900)
 
 
 def other_weights(world: World, path: Path) -> bytes:

@@ -2,7 +2,8 @@
 
 The route updates its request with whatever JSON `params` holds, and turns the answer into a DICOM SEG without asking
 whether that can be done; either ends in a bare 500. The same endpoint is put in front of its own route with a
-dependency that looks first. Nothing else about the route changes.
+dependency that looks first. And it runs in a worker thread: MONAI Label's own runs in the server's event loop, where the first
+look at somebody's large scan keeps everybody else waiting, uploads included. Nothing else about the route changes.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def install_checks() -> None:
     server = sys.modules.get("monailabel.app")
     if server is None:
         return
-    from monailabel.endpoints.infer import api_run_inference
+    from monailabel.endpoints.infer import run_inference  # the plain function; `_look_first` asks for the role
 
     server.app.add_api_route(
         f"{settings.MONAI_LABEL_API_STR}/infer/{{model}}",
-        api_run_inference,
+        run_inference,
         methods=["POST"],
         dependencies=[Depends(_look_first)],
         include_in_schema=False,  # the route behind it describes both
