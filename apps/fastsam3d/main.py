@@ -26,15 +26,16 @@ from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import forget_upload, resolve_image
 from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks, is_inference
 from lib.infers.automatic import AutomaticInfer
+from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
 from lib.sam.volume_io import VolumeError
 from lib.sam.weights import WeightsError
 from lib.security.access import install_access
-from lib.security.dicom_store import connect
+from lib.security.dicom_store import SafeDICOMWebDatastore, connect
 from lib.security.front_routes import install_routes
 from lib.security.local_store import SafeLocalDatastore
 from lib.security.log_filter import install_log_filter
-from lib.security.names import check_tag
+from lib.security.names import check_tag, is_uid
 from lib.server import apply_settings, forget_dicomweb_lists
 from lib.uploads import UploadSessions
 from monailabel.config import settings
@@ -116,6 +117,9 @@ class FastSAM3DApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         infers = {name: config.infer() for name, config in self._configs.items()}
+        if isinstance(self.datastore(), SafeDICOMWebDatastore):
+            for task in infers.values():
+                task.on_answer = self._remember
         clicks = infers.get(DEFAULT_MODEL)
         if clicks is not None:  # what needs the promptable 3D model: pre-annotation, and how unsure it is
             keeper = AtlasKeeper(self.datastore, self.app_conf.labels, Path(clicks.model_dir) / "atlas")
@@ -123,6 +127,11 @@ class FastSAM3DApp(MONAILabelApp):
             infers[automatic.model] = automatic
             self._doubt = Doubt(self.store, clicks.loaded, keeper)
         return infers
+
+    def _remember(self, image: str, answer: Segmentation) -> None:
+        """A viewer may store what it was answered as a label, upside down."""
+        if is_uid(image):
+            self.datastore().answered.note(image, answer.mask_box, answer.corner_ijk)
 
     def init_trainers(self) -> dict[str, TrainTask]:
         trainers = {name: config.trainer() for name, config in self._configs.items()}

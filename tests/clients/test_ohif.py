@@ -104,11 +104,11 @@ def test_a_background_click_changes_the_mask(viewer, ohif_demo, series, tmp_path
     assert np.array_equal(after, expected & np.isin(others, (0, names[organ])))
 
 
-def test_the_viewers_export_is_learned_under_its_names(viewer, ohif_demo, series):
+def test_the_viewers_export_is_learned_in_its_place_and_under_its_names(viewer, ohif_demo, series):
     """OHIF numbers the segments as it likes, and this version writes the frames in the opposite order of the slices.
 
     Its labelmap keeps its slices in another order than the volume that shows them, so what is seen in place is written
-    upside down, with positions that no reader can doubt. Labels that the server stores are not concerned. If this fails
+    upside down, with positions that no reader can doubt. What the server answered tells. If this fails
     because OHIF has mended it, the warning in lib/security/dicom_store.py has to go.
     """
     masks = {organ: viewer.mask(organ) for organ in ORGANS}
@@ -121,9 +121,9 @@ def test_the_viewers_export_is_learned_under_its_names(viewer, ohif_demo, series
     values = {entry["name"]: entry["idx"] for entry in info["label_info"]}
     label = np.asarray(nib.load(pair["label"]).dataobj)
     for organ, mask in masks.items():
-        assert np.array_equal(label == values.get(organ, -1), mask[:, :, ::-1]), organ
+        assert np.array_equal(label == values.get(organ, -1), mask), organ
     assert (label > 0).sum() == sum(mask.sum() for mask in masks.values())
-    assert "another viewer" in info["warnings"][0]
+    assert "in reverse, and turned back" in info["warnings"][0]
 
 
 def test_run_without_a_point_shows_an_error_and_the_server_lives_on(viewer, ohif_demo, series):

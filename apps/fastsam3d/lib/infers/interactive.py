@@ -50,6 +50,9 @@ class InteractiveInfer(InferTask):
         weights_model: the model in the weights' registry whose weights it uses; None for that of its own name.
         dimension: 3, or 2 for a model that answers in one slice.
         config: options that the viewers show, name -> value or list of values, the default first.
+
+    Attributes:
+        on_answer: told of every answer, with the image's id.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class InteractiveInfer(InferTask):
         self.store = store
         self.weights_choice = weights_choice
         self.device = device
+        self.on_answer: Callable[[str, Segmentation], None] = lambda image, segmentation: None
         self._segmenter: Segmenter | None = None
         self._lock = threading.Lock()
 
@@ -136,6 +140,7 @@ class InteractiveInfer(InferTask):
         with _timed(latencies, "total"):
             answer = parse_answer(request)
             segmentation = self._segment(request, latencies)
+            self.on_answer(str(request.get("image_id") or request["image"]), segmentation)
             with _timed(latencies, "write"):
                 file = _write(segmentation, answer) if answer.write else None
         logger.info("%s on %s: %s", self.model, request.get("image_id"), latencies)

@@ -29,6 +29,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 from pydicom.dataset import Dataset
 
+from ..answered import Answered
 from ..dicom_seg import Segments, names_of, read_segments, same_content
 from ..infer_route import is_inference
 from ..sam.grid import Grid
@@ -48,6 +49,7 @@ _MIRRORED = (
     "exported by OHIF, whose version 3.10.0-beta.5 (MONAI Label 0.8.5 has it) writes frames in the opposite order of the "
     "slices they were drawn on; look at it in another viewer before training on it"
 )
+_TURNED = "exported by OHIF with its slices in reverse, and turned back: so it agrees with what this server had answered there"
 
 
 class _Seg(NamedTuple):
@@ -65,6 +67,7 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         self._unusable: set[str] = set()
         self._last: dict[str, list[str]] = {}
         super().__init__(*args, **kwargs)
+        self.answered = Answered(Path(self._datastore.image_path(), ".answered"))
         for part in Path(self._datastore.image_path()).glob(f".fetch-*{PART}"):
             if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:  # by a process that was killed
                 shutil.rmtree(part, ignore_errors=True)
@@ -244,18 +247,27 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         grid = _grid_of(Path(self.get_image_uri(seg.image)))
         with tempfile.TemporaryDirectory() as folder:
             files = self._fetched(seg.series, Path(folder, seg.series))
-            segments = read_segments(next(files.iterdir()), grid)
+            segments, warnings = self._upright(seg, read_segments(next(files.iterdir()), grid))
             path = Path(folder, "label" + _IMAGE_EXT)
             nib.save(nib.Nifti1Image(_smallest(segments), grid.affine), path)
-            SafeLocalDatastore.save_label(self, seg.image, str(path), _FINAL, _info_of(seg, segments))
+            SafeLocalDatastore.save_label(self, seg.image, str(path), _FINAL, _info_of(seg, segments, warnings))
+
+    def _upright(self, seg: _Seg, segments: Segments) -> tuple[Segments, list[str]]:
+        """An export of OHIF the way round that the answers of this server have, and what its user should know."""
+        if not segments.program.startswith(_OHIF):
+            return segments, []
+        turned = self.answered.is_reversed(seg.image, segments.array)
+        if turned is False:
+            return segments, []
+        text = _TURNED if turned else _MIRRORED
+        logger.warning("The segmentation %s of %s: %s", seg.series, seg.image, text)
+        return (segments._replace(array=segments.array[:, :, ::-1].copy()) if turned else segments), [text]
 
 
-def _info_of(seg: _Seg, segments: Segments) -> dict[str, Any]:
+def _info_of(seg: _Seg, segments: Segments, warnings: list[str]) -> dict[str, Any]:
     names = [{"name": name, "idx": value} for value, name in segments.names.items()]
-    warnings = [f"{segments.overlap} voxels belong to several segments; the last one has them"] * bool(segments.overlap)
-    if segments.program.startswith(_OHIF):
-        logger.warning("The segmentation %s of %s: %s", seg.series, seg.image, _MIRRORED)
-        warnings.append(_MIRRORED)
+    if segments.overlap:
+        warnings = [*warnings, f"{segments.overlap} voxels belong to several segments; the last one has them"]
     return {"label_info": names, "SeriesInstanceUID": seg.series} | ({"warnings": warnings} if warnings else {})
 
 
