@@ -1,5 +1,6 @@
 """Which paths a request may make the server read."""
 
+import errno
 import http.server
 import os
 import tempfile
@@ -38,20 +39,21 @@ def sessions(tmp_path):
     return UploadSessions(str(tmp_path / "sessions"), 3600)
 
 
-def status(request, datastore, sessions) -> int:
+def status(request, datastore, sessions, uploaded=False) -> int:
     with pytest.raises(HTTPException) as caught:
-        resolve_image(request, datastore, sessions)
+        resolve_image(request, datastore, sessions, uploaded)
     return caught.value.status_code
 
 
 def test_an_id_of_the_datastore(datastore, sessions, tmp_path):
-    found = resolve_image({"image": "case1"}, datastore, sessions)
+    found = resolve_image({"image": "case1"}, datastore, sessions, False)
     assert found == ("case1", str(tmp_path / "studies" / "case1.nii.gz"))
 
 
 def test_a_sessions_image(datastore, sessions, tmp_path):
     _, info = sessions.add_session(write(tmp_path / "upload.nii.gz"))
-    assert resolve_image({"image": info.image}, datastore, sessions) == (info.image, os.path.realpath(info.image))
+    found = resolve_image({"image": info.image}, datastore, sessions, False)
+    assert found == (info.image, os.path.realpath(info.image))
     assert status({"image": info.image}, datastore, None) == 404
 
 
@@ -64,15 +66,16 @@ def test_other_paths_and_links_are_no_images(datastore, sessions, tmp_path):
         assert status({"image": path}, datastore, sessions) == 404
 
 
-def test_a_file_of_this_request_and_no_older_or_linked_one(datastore, sessions, tmp_path, monkeypatch):
+def test_a_file_that_came_with_the_request_and_no_other_or_linked_one(datastore, sessions, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fresh = write(tmp_path / "tmpab12_xyz.nii.gz")
-    assert resolve_image({"image": fresh}, datastore, sessions)[1] == fresh
-    os.utime(fresh, (time.time() - 3600,) * 2)
-    assert status({"image": fresh}, datastore, sessions) == 404
+    assert resolve_image({"image": fresh}, datastore, sessions, True)[1] == fresh
+    os.utime(fresh, (time.time() - 3600,) * 2)  # it waited for its turn, or the clock jumped
+    assert resolve_image({"image": fresh}, datastore, sessions, True)[1] == fresh
+    assert status({"image": fresh}, datastore, sessions, False) == 404  # somebody else's
     os.symlink(write(tmp_path / "private.nii.gz"), tmp_path / "tmpabcdefgh.nii.gz")
-    assert status({"image": str(tmp_path / "tmpabcdefgh.nii.gz")}, datastore, sessions) == 404
-    assert status({"image": str(tmp_path / "private.nii.gz")}, datastore, sessions) == 404
+    assert status({"image": str(tmp_path / "tmpabcdefgh.nii.gz")}, datastore, sessions, True) == 404
+    assert status({"image": str(tmp_path / "private.nii.gz")}, datastore, sessions, True) == 404
 
 
 @pytest.mark.parametrize("image", [None, "", 5, ["case1"], "case1\0.nii.gz"])
@@ -107,7 +110,7 @@ def pacs(tmp_path):
 def test_a_series_that_the_pacs_does_not_have(pacs, status):
     pacs.status = status
     with pytest.raises(HTTPException) as caught:
-        resolve_image({"image": UID}, pacs, None)
+        resolve_image({"image": UID}, pacs, None, False)
     assert caught.value.status_code == 404
 
 
@@ -115,7 +118,7 @@ def test_a_series_that_the_pacs_does_not_have(pacs, status):
 def test_a_pacs_that_refuses_or_fails_is_named_with_its_status(pacs, status):
     pacs.status = status
     with pytest.raises(HTTPException) as caught:
-        resolve_image({"image": UID}, pacs, None)
+        resolve_image({"image": UID}, pacs, None, False)
     assert caught.value.status_code == 502
     assert f"it answers {status} " in caught.value.detail
     assert "127.0.0.1" not in caught.value.detail
@@ -160,3 +163,13 @@ def test_a_series_that_was_downloaded_by_half_is_not_there(tmp_path, monkeypatch
     with pytest.raises(ConnectionResetError):
         store.get_image_uri(UID)
     assert not [path for path in (tmp_path / "cache").rglob("*") if UID in path.name or ".fetch" in path.name]
+
+
+def test_a_session_whose_last_use_cannot_be_noted_is_still_there(sessions, tmp_path, monkeypatch):
+    session, info = sessions.add_session(write(tmp_path / "upload.nii.gz"))
+
+    def full(*args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lib.uploads.write_text", full)
+    assert sessions.get_session(session).image == info.image

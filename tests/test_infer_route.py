@@ -1,10 +1,12 @@
 """What is noted of an inference request, and what a DICOM SEG needs."""
 
 import asyncio
+import threading
 
 import pytest
 from fastapi import HTTPException
 from lib import infer_route
+from lib.workers import COUNT, in_worker, start_workers
 
 
 def look(params: str, output: str | None):
@@ -35,3 +37,28 @@ def test_params_that_are_no_object(text):
         asyncio.run(look(text, None))
     assert caught.value.status_code == 400
     assert len(caught.value.detail) < 300
+
+
+def test_a_session_that_ended_while_the_click_waited_is_no_other_image(monkeypatch):
+    async def click(session: dict | None) -> None:
+        monkeypatch.setattr(infer_route, "_check_session", lambda session_id: None)  # it was there
+        await infer_route._look_first("case1", "mine", "{}", None, None, None)
+        request = {"image": "case1"} | ({"session": session} if session else {})
+        await in_worker(infer_route.check_session_found, request)
+
+    asyncio.run(click({"name": "mine"}))
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(click(None))
+    assert (caught.value.status_code, "send the volume again" in caught.value.detail) == (404, True)
+
+
+def test_workers_are_the_same_few_threads():
+    start_workers()
+
+    async def several() -> set[int]:
+        return set(await asyncio.gather(*(in_worker(threading.get_ident) for _ in range(20))))
+
+    first = asyncio.run(several())
+    assert 1 <= len(first) <= COUNT
+    assert threading.get_ident() not in first
+    assert first | asyncio.run(several()) <= {thread.ident for thread in threading.enumerate()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -198,6 +199,9 @@ def test_readers_and_writers_in_many_threads(studies, tmp_path):
         store.status,
         store.json,
         store.datalist,
+        store.local_datalist,
+        lambda: store.get_image_info("case1"),
+        lambda: copy.deepcopy(store.get_label_info("case2", "final")),
     )
 
     def read(reader):
@@ -211,11 +215,13 @@ def test_readers_and_writers_in_many_threads(studies, tmp_path):
     threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
     for n in range(300):  # a long list takes long to walk over
         store._datastore.objects[f"x{n}"] = store._datastore.objects["case1"].model_copy(deep=True)
+        store._datastore.objects["case1"].image.info[f"x{n}"] = [n] * 9
     for thread in threads:
         thread.start()
     for n in range(12):
         store.add_image(f"new{n}", label, {})
         store.save_label(f"new{n}", label, f"tag{n}", {})
+        store.update_image_info("case1", {f"key{n}": n})
     done.set()
     for thread in threads:
         thread.join()

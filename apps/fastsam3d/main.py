@@ -24,7 +24,14 @@ from lib.batch import BatchInfer
 from lib.conf import DEFAULT_MODEL, AppConf, ConfError
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import forget_upload, resolve_image
-from lib.infer_route import check_dicom_seg, check_dicom_seg_mask, install_checks, is_inference
+from lib.infer_route import (
+    check_dicom_seg,
+    check_dicom_seg_mask,
+    check_session_found,
+    install_checks,
+    is_inference,
+    sent_file,
+)
 from lib.infers.automatic import AutomaticInfer
 from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
@@ -38,6 +45,7 @@ from lib.security.log_filter import install_log_filter
 from lib.security.names import check_tag, is_uid
 from lib.server import apply_settings, forget_dicomweb_lists
 from lib.uploads import UploadSessions
+from lib.workers import start_workers
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
@@ -169,6 +177,7 @@ class FastSAM3DApp(MONAILabelApp):
                 if name == DEFAULT_MODEL or name in self.app_conf.weights or "models" in self.conf:
                     raise
                 logger.warning("The model %s is not offered: %s", name, error)
+        start_workers()
         super().on_init_complete()
 
     def info(self) -> dict[str, Any]:
@@ -213,7 +222,8 @@ class FastSAM3DApp(MONAILabelApp):
         try:
             return self._infer(request, datastore or self.datastore())
         except BaseException:
-            forget_upload(request.get("image"))
+            if sent_file():
+                forget_upload(request.get("image"))
             raise
 
     def _infer(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
@@ -223,9 +233,11 @@ class FastSAM3DApp(MONAILabelApp):
             raise HTTPException(
                 404, f"There is no model {str(model)[:80]!r}; this server has {', '.join(self._infers)}."
             )
+        self._last_click = time.monotonic()
+        check_session_found(request)
         check_dicom_seg(request, datastore)
         tag = check_tag(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
-        image_id, path = resolve_image(request, datastore, self.sessions())
+        image_id, path = resolve_image(request, datastore, self.sessions(), sent_file())
         try:
             file, params = task({**request, "image": path, "image_id": image_id})
         except EXPECTED as error:

@@ -107,13 +107,35 @@ def test_the_least_recently_used_image_goes_first(images):
 
 
 def test_an_image_in_use_is_never_dropped(images):
-    store = SessionStore(BYTES)
+    store = SessionStore(2 * BYTES)
+    first_voxel(store, "2", images[2])
     with store.open("0", images[0]) as first:
         with store.open("1", images[1]) as second:
             assert (first.volume.array[0, 0, 0], second.volume.array[0, 0, 0]) == (0, 1)
             assert len(store) == 2
-    assert len(store) == 1
+    assert store.nbytes == 2 * BYTES
+
+
+def test_an_image_that_does_not_fit_beside_those_in_use_waits_until_they_are_left(images):
+    store, found = SessionStore(BYTES), []
+    with store.open("0", images[0]):
+        thread = threading.Thread(target=lambda: found.append(first_voxel(store, "1", images[1])))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert store.nbytes == BYTES
+    thread.join(10)
+    assert found == [1]
     assert store.nbytes == BYTES
+
+
+def test_waiting_for_memory_ends(images, monkeypatch):
+    monkeypatch.setattr("lib.sam.session._WAIT_SECONDS", 0.1)
+    store = SessionStore(BYTES)
+    with store.open("0", images[0]):
+        with pytest.raises(MemoryError, match="others have open"):
+            first_voxel(store, "1", images[1])
+    assert first_voxel(store, "1", images[1]) == 1
 
 
 def test_values_count_and_the_oldest_goes_first(images):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from pydicom.errors import InvalidDicomError
 
 from .sam.atlas import Atlas
 from .sam.training.cases import LabelledCase, fingerprint, key, structures_of
 from .sam.volume_io import VolumeError
+from .security.local_store import SafeLocalDatastore
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def annotated_cases(datastore: Datastore, labels: Mapping[str, int], ask: bool =
     cases = []
     numbered = {number: name for name, number in labels.items()}
     entries = (
-        datastore.datalist() if ask or not isinstance(datastore, LocalDatastore) else LocalDatastore.datalist(datastore)
+        datastore.datalist() if ask or not isinstance(datastore, SafeLocalDatastore) else datastore.local_datalist()
     )
     for entry in entries:
         image, label = Path(str(entry["image"])), Path(str(entry["label"]))

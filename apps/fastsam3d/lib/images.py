@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -24,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 _NO_SUCH_SERIES = (400, 404, 410)
 _UPLOAD_NAME = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+){0,3}")
-_UPLOAD_SECONDS = 60
 _SHOWN = 80
 
 
-def resolve_image(request: Mapping[str, Any], datastore: Datastore, sessions: UploadSessions | None) -> tuple[str, str]:
+def resolve_image(
+    request: Mapping[str, Any], datastore: Datastore, sessions: UploadSessions | None, uploaded: bool
+) -> tuple[str, str]:
     """Finds the image of an inference request: an id of the datastore, a session's upload, or a file sent along.
 
     MONAI Label takes any path of the server as an image, and lets `params` overwrite the one of the address. Here a
@@ -38,6 +38,7 @@ def resolve_image(request: Mapping[str, Any], datastore: Datastore, sessions: Up
         request: holds `image`, and `session` if the client has one.
         datastore: knows the images of the studies.
         sessions: knows the uploads; None if sessions are switched off.
+        uploaded: whether this request brought a file along.
 
     Returns:
         The image's id and the path to read.
@@ -49,7 +50,9 @@ def resolve_image(request: Mapping[str, Any], datastore: Datastore, sessions: Up
     if not isinstance(image, str) or not image or "\0" in image:
         raise HTTPException(422, f"image must be the id of an image, got {repr(image)[:_SHOWN]}.")
     if os.path.isabs(image):
-        if os.path.exists(image) and (sessions is not None and sessions.contains(image) or _is_fresh_upload(image)):
+        if os.path.exists(image) and (
+            sessions is not None and sessions.contains(image) or uploaded and _is_upload(image)
+        ):
             return image, os.path.realpath(image)
         raise _not_found(image)
     path = _series(image, datastore) if isinstance(datastore, DICOMWebDatastore) else datastore.get_image_uri(image)
@@ -89,17 +92,20 @@ def forget_upload(image: object) -> None:
     Args:
         image: what the request calls its image.
     """
-    if isinstance(image, str) and "\0" not in image and os.path.isabs(image) and _is_fresh_upload(image):
+    if isinstance(image, str) and "\0" not in image and os.path.isabs(image) and _is_upload(image):
         with suppress(FileNotFoundError):
             os.unlink(image)
 
 
-def _is_fresh_upload(path: str) -> bool:
-    """Whether a path is a file that MONAI Label stored for this request (its `file` form field) moments ago."""
+def _is_upload(path: str) -> bool:
+    """Whether a path is a file as MONAI Label stores those that come with a request (form field `file`)."""
     folder, name = os.path.split(path)
-    if folder != tempfile.gettempdir() or not _UPLOAD_NAME.fullmatch(name) or os.path.islink(path):
-        return False
-    return os.path.isfile(path) and abs(time.time() - os.stat(path).st_mtime) < _UPLOAD_SECONDS
+    return (
+        folder == tempfile.gettempdir()
+        and bool(_UPLOAD_NAME.fullmatch(name))
+        and not os.path.islink(path)
+        and os.path.isfile(path)
+    )
 
 
 def _not_found(image: str) -> HTTPException:

@@ -2,8 +2,8 @@
 
 The route updates its request with whatever JSON `params` holds, and turns the answer into a DICOM SEG without asking
 whether that can be done; either ends in a bare 500. The same endpoint is put in front of its own route with a
-dependency that looks first. And it runs in a worker thread: MONAI Label's own runs in the server's event loop, where the first
-look at somebody's large scan keeps everybody else waiting, uploads included. Nothing else about the route changes.
+dependency that looks first. And it runs in a worker thread (workers.py): MONAI Label's own runs in the server's event loop,
+where the first look at somebody's large scan keeps everybody else waiting. Nothing else about the route changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from fastapi import Depends, File, Form, HTTPException, UploadFile
+from fastapi import BackgroundTasks, Depends, File, Form, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints.user.auth import RBAC, User
@@ -23,6 +23,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from .infers.request import show
 from .security.received import ending_of
+from .workers import in_worker
 
 _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".ima")
@@ -30,6 +31,8 @@ UPLOADS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".ima")
 
 _is_inference: ContextVar[bool] = ContextVar("is_inference", default=False)
 _wants_dicom_seg: ContextVar[bool] = ContextVar("wants_dicom_seg", default=False)
+_session: ContextVar[str] = ContextVar("session", default="")
+_sent_file: ContextVar[bool] = ContextVar("sent_file", default=False)
 
 
 def install_checks() -> None:
@@ -37,17 +40,36 @@ def install_checks() -> None:
     server = sys.modules.get("monailabel.app")
     if server is None:
         return
-    from monailabel.endpoints.infer import run_inference  # the plain function; `_look_first` asks for the role
-
     server.app.add_api_route(
         f"{settings.MONAI_LABEL_API_STR}/infer/{{model}}",
-        run_inference,
+        _answer,
         methods=["POST"],
         dependencies=[Depends(_look_first)],
         include_in_schema=False,  # the route behind it describes both
     )
     routes = server.app.router.routes
     routes.insert(0, routes.pop())  # the first route that matches answers
+
+
+async def _answer(
+    background_tasks: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: str = Form("{}"),
+    file: UploadFile | None = File(None),
+    output: str | None = None,
+) -> Any:
+    """MONAI Label's endpoint in a worker thread; `_look_first` has asked for the role."""
+    from monailabel.endpoints.infer import ResultType, remove_file, run_inference
+
+    if output is not None and output not in {kind.value for kind in ResultType}:
+        raise HTTPException(422, f"output must be one of {', '.join(ResultType)}, got {show(output)}.")
+    wanted = None if output is None else ResultType(output)
+    answer = await in_worker(run_inference, background_tasks, model, image, session_id, params, file, None, wanted)
+    if wanted == ResultType.dicom_seg:
+        background_tasks.add_task(remove_file, answer.path)  # MONAI Label forgets it
+    return answer
 
 
 async def _look_first(
@@ -73,6 +95,8 @@ async def _look_first(
         raise HTTPException(422, "output=image needs an answer file, so result_write_to_file must not be false.")
     _is_inference.set(True)
     _wants_dicom_seg.set(output == "dicom_seg")
+    _session.set(session_id)
+    _sent_file.set(file is not None)
 
 
 def _check_session(session_id: str) -> None:
@@ -83,11 +107,30 @@ def _check_session(session_id: str) -> None:
     """
     sessions = app_instance().sessions()
     if sessions is None or sessions.get_session(session_id, update_ts=False) is None:
-        raise HTTPException(
-            404,
-            f"The session {session_id[:64]!r} has expired or was never here; send the volume again (PUT /session/) and "
-            "repeat the click with the new session_id.",
-        )
+        raise _no_session(session_id)
+
+
+def _no_session(session_id: str) -> HTTPException:
+    return HTTPException(
+        404,
+        f"The session {session_id[:64]!r} has expired or was never here; send the volume again (PUT /session/) and "
+        "repeat the click with the new session_id.",
+    )
+
+
+def check_session_found(request: Mapping[str, Any]) -> None:
+    """In the worker thread: whether MONAI Label found the session that the client asked for; it may have ended meanwhile.
+
+    Raises:
+        HTTPException: 404 if not. MONAI Label would take the image that the address names beside it.
+    """
+    if _session.get() and not request.get("session"):
+        raise _no_session(_session.get())
+
+
+def sent_file() -> bool:
+    """Whether this request brought its image along, which MONAI Label then stored."""
+    return _sent_file.get()
 
 
 def is_inference() -> bool:

@@ -26,10 +26,19 @@ class UploadSessions(Sessions):
         if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
             return None
         try:
-            return super().get_session(session_id, update_ts, fetch_cache)
+            found = super().get_session(session_id, False, fetch_cache)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("Session %s is unusable: %s", session_id, error)
             return None
+        if found is not None and update_ts:
+            found.last_access_ts = int(time.time())
+            try:
+                self._write_meta_info(session_id, found)
+            except (
+                OSError
+            ) as error:  # a full disk, or the session has just been removed: its volume is still what it was
+                logger.warning("The last use of session %s is not noted: %s", session_id, error)
+        return found
 
     def add_session(
         self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None

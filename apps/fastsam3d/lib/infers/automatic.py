@@ -44,6 +44,7 @@ class AutomaticInfer(InteractiveInfer):
         )  # fmt: skip
         self.type = InferType.SEGMENTATION
         self._clicks, self._atlas, self._names = clicks, atlas, names
+        self._lock = clicks._lock  # it is the same network
 
     def preload(self) -> None:
         """Loads nothing: the promptable model's task has the weights."""
@@ -52,8 +53,7 @@ class AutomaticInfer(InteractiveInfer):
         return self._clicks.loaded()
 
     def info(self) -> dict[str, Any]:
-        self.labels = self._numbers(())
-        return super().info()
+        return super().info() | {"labels": self._numbers(())}
 
     def is_valid(self) -> bool:
         return super().is_valid() and bool(self._names())
@@ -69,13 +69,13 @@ class AutomaticInfer(InteractiveInfer):
             raise PromptError(
                 "automatic segmentation learns from annotated cases and there are none; save a label first"
             )
-        self.labels = numbers = self._numbers(atlas.structures)
+        numbers = self._numbers(atlas.structures)
         places = atlas.find(session.volume.array, session.volume.grid)
         return lambda segmenter: combine(segmenter, session, places, numbers)
 
     def _params(self, segmentation: Segmentation, answer: AnswerOptions, latencies: dict[str, float]) -> dict[str, Any]:
         present = set(np.unique(segmentation.mask_box).tolist())
-        found = {name: n for name, n in self.labels.items() if n in present}
+        found = {name: n for name, n in segmentation.values.items() if n in present}
         return super()._params(segmentation, answer, latencies) | {
             "label_names": found,
             "label_info": [{"name": name, "idx": n} for name, n in found.items()],
@@ -107,4 +107,4 @@ def combine(
     if last is None:
         raise PromptError("none of the annotated structures was found in this image; click instead")
     iou = float(np.mean([answer.iou for _, _, answer in answers])) if answers else 0.0
-    return replace(last, mask_box=result, corner_ijk=(0, 0, 0), iou=iou, warnings=tuple(warnings))
+    return replace(last, mask_box=result, corner_ijk=(0, 0, 0), iou=iou, warnings=tuple(warnings), values=dict(numbers))

@@ -26,9 +26,6 @@ from .request import AnswerOptions, RequestError, parse_answer, parse_prompts
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = threading.BoundedSemaphore(4)
-"""Requests that are answered together, as each keeps its scan in memory; the network itself works for one at a time."""
-
 Question = Callable[[Segmenter], Segmentation]
 """A request that was read and checked, to be asked of a segmenter."""
 
@@ -77,7 +74,7 @@ class InteractiveInfer(InferTask):
         self.device = device
         self.on_answer: Callable[[str, Segmentation], None] = lambda image, segmentation: None
         self._segmenter: Segmenter | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def is_valid(self) -> bool:
         """Whether the model's weights are there; a model without them is not shown to clients."""
@@ -148,7 +145,7 @@ class InteractiveInfer(InferTask):
 
     def _segment(self, request: Mapping[str, Any], latencies: dict[str, float]) -> Segmentation:
         begin = time.perf_counter()
-        with _AT_ONCE, self.store.open(str(request.get("image_id") or request["image"]), request["image"]) as session:
+        with self.store.open(str(request.get("image_id") or request["image"]), request["image"]) as session:
             latencies["open"] = _seconds_since(begin)
             if session.read_seconds is not None:
                 latencies["read"] = round(session.read_seconds, 4)

@@ -9,7 +9,8 @@ the list costs one decoder pass; one in the middle (clients send positive clicks
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,7 @@ class Segmentation:
         warnings: what the user should know.
         weights, version: which weights answered.
         unsure: how sure the mask is, where that was asked for.
+        values: name -> value in the mask, of an answer with several structures.
     """
 
     mask_box: np.ndarray
@@ -61,6 +63,7 @@ class Segmentation:
     weights: str
     version: str
     unsure: UncertaintyMap | None = None
+    values: Mapping[str, int] = field(default_factory=dict)
 
     def full_mask(self) -> np.ndarray:
         """(I, J, K) uint8 mask of the whole scan."""

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ Identity = tuple[Hashable, ...]
 Bytes = int | Callable[[Any], int] | None
 
 _READ_ATTEMPTS = 3
+_WAIT_SECONDS = 120.0  # for others to leave their images
 _MAY_NAME_ANOTHER_FILE = (".mhd", ".mha", ".nhdr", ".nrrd")
 
 
@@ -151,8 +153,8 @@ class ImageSession:
 class SessionStore:
     """Keeps images resident within a budget; the least recently used idle image goes first.
 
-    An image in use is never dropped, so volumes that are open at one moment may exceed the budget together; each one
-    alone must fit in it.
+    Volumes are read one after another. One that does not fit beside those in use waits until they are left; each one alone must
+    fit in the budget.
 
     Args:
         max_bytes: budget for volumes and cached values.
@@ -165,6 +167,8 @@ class SessionStore:
         self.max_bytes = int(max_bytes)
         self._read = read
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._reading = threading.Lock()
         self._sessions: OrderedDict[Identity, ImageSession] = OrderedDict()
         self._by_image: dict[str, Identity] = {}
 
@@ -221,18 +225,43 @@ class SessionStore:
         if session._volume is not None:
             return True
         begin = time.perf_counter()
-        try:
-            volume = self._read(path, max_bytes=self.max_bytes)
-        except TooLargeError as error:
-            raise TooLargeError(f"{error}, or give a server's images more memory: --conf cache_gb") from error
-        if content_identity(path) != session.identity:
-            return False
-        with self._lock:
-            self._drop_idle(self.max_bytes - int(volume.array.nbytes))
-            session._nbytes += int(volume.array.nbytes)
+        with self._reading:  # so that each read knows what the ones before it hold
+            volume = self._read_beside_others(session, path)
+            if content_identity(path) != session.identity:
+                return False
+            with self._lock:
+                self._drop_idle(self.max_bytes - int(volume.array.nbytes))
+                session._nbytes += int(volume.array.nbytes)
         session._volume = volume
         session.read_seconds = time.perf_counter() - begin
         return True
+
+    def _read_beside_others(self, session: ImageSession, path: str | os.PathLike) -> Volume:
+        """The volume, read into what the images in use leave of the budget; waits for them where that is too little.
+
+        Raises:
+            TooLargeError: it is larger than the whole budget.
+            MemoryError: others do not leave their images.
+        """
+        while True:
+            with self._lock:
+                used = self._in_use(session)
+            try:
+                return self._read(path, max_bytes=self.max_bytes - used)
+            except TooLargeError as error:
+                if not used:
+                    raise TooLargeError(f"{error}, or give a server's images more memory: --conf cache_gb") from error
+            with self._left:
+                if not self._left.wait_for(partial(self._has_room_since, session, used), timeout=_WAIT_SECONDS):
+                    raise MemoryError("images that others have open")
+
+    def _has_room_since(self, session: ImageSession, used: int) -> bool:
+        return self._in_use(session) < used
+
+    def _in_use(self, session: ImageSession) -> int:
+        """Bytes of the images that others have open."""
+        others = (other for other in self._sessions.values() if other is not session and other._users > 0)
+        return sum(other.nbytes for other in others)
 
     def _enter(self, image_id: str, identity: Identity) -> ImageSession:
         with self._lock:
@@ -255,6 +284,7 @@ class SessionStore:
             if session._users == 0 and session._volume is None:
                 self._drop(session)
             self._drop_idle(self.max_bytes)
+            self._left.notify_all()
 
     def _reserve(self, session: ImageSession, size: int) -> bool:
         """Charges `size` bytes to a session, or returns False if there is no room for them.

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unusable: set[str] = set()
         self._last: dict[str, list[str]] = {}
+        self._converting = threading.RLock()
         super().__init__(*args, **kwargs)
         self.answered = Answered(Path(self._datastore.image_path(), ".answered"))
         for part in Path(self._datastore.image_path()).glob(f".fetch-*{PART}"):
@@ -114,7 +116,7 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         if not self._convert_to_nifti:
             return str(folder)
         volume = folder.with_name(image_id + _IMAGE_EXT)
-        with self._threads:
+        with self._converting:  # not the list's lock, which others wait for
             if not volume.exists() or image_id not in self._datastore.objects:
                 self._convert(image_id, folder)
         return os.path.realpath(volume)

@@ -15,11 +15,12 @@ from typing import Any
 from fastapi import Body, Depends, HTTPException
 from fastapi.responses import FileResponse
 from monailabel.config import settings
-from monailabel.endpoints import batch_infer, datastore, logs, ohif, scoring, train
+from monailabel.endpoints import activelearning, batch_infer, datastore, info, logs, ohif, scoring, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
+from ..workers import in_worker
 from . import dicom_proxy, upload_routes
 from .names import check_tag, is_file_name
 
@@ -59,6 +60,8 @@ def _own_routes() -> list[tuple[str, list[str], Callable]]:
         ("/infer/wsi/{model}", ["POST"], refuse_wsi),
         ("/infer/wsi_v2/{model}", ["POST"], refuse_wsi),
         ("/datastore/dataset", ["GET"], download_dataset),
+        ("/info/", ["GET"], app_info),
+        ("/activelearning/{strategy}", ["POST"], next_sample),
     ]
 
 
@@ -92,6 +95,16 @@ def download_dataset(limit_cases: int | None = None, user: User = _ANNOTATOR) ->
     return FileResponse(
         path, media_type="application/zip", filename="dataset.zip", background=BackgroundTask(os.unlink, path)
     )
+
+
+def app_info(user: User = _USER) -> dict[str, Any]:
+    """GET /info/, outside of the event loop: a DICOMweb server may be asked."""
+    return info.app_info()
+
+
+async def next_sample(strategy: str, params: dict | None = Body(None), user: User = _USER) -> dict[str, Any]:
+    """POST /activelearning/{strategy} in a worker thread: an image may be fetched, read and measured."""
+    return await in_worker(activelearning.sample, strategy, params, user.username)
 
 
 def check_sum_is_known(check_sum: str | None = None, user: User = _USER) -> None:

@@ -9,6 +9,7 @@ so that its file watcher can drop what a request is just adding.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -165,6 +166,20 @@ class SafeLocalDatastore(LocalDatastore):
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         with self._threads:
             return super().datalist(full_path)
+
+    def local_datalist(self) -> list[dict[str, Any]]:
+        """Image and label pairs of what is here, as paths; a DICOMweb server is not asked."""
+        with self._threads:
+            return LocalDatastore.datalist(self)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        with self._threads:
+            return super().get_image_info(image_id)
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """A copy, which no other request changes."""
+        with self._threads:
+            return copy.deepcopy(super().get_label_info(label_id, label_tag))
 
     def status(self) -> dict[str, Any]:
         with self._threads:
