@@ -108,9 +108,7 @@ def to_grey(draw: Draw, image: Tensor, inside: Tensor) -> Tensor | None:
     low, high = float(values.min()), float(values.max())
     kind = draw.uniform(0, 1)
     if low < _AIR_HU and kind < 0.6:
-        level, width = draw.choice(
-            [(40, 400), (40, 400), (40, 350), (60, 250), (-160, 1500), (-160, 1500), (400, 1800)]
-        )
+        level, width = draw.choice([(40, 400), (40, 400), (40, 350), (60, 250), (-160, 1500), (400, 1800)])
         level, width = level + 20 * float(draw.normal(())), width * draw.log_uniform(0.8, 1.25)
         low, high = level - width / 2, level + width / 2
     elif kind < 0.9:
