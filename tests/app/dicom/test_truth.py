@@ -65,6 +65,21 @@ def forget_local_labels(server) -> None:
         path.unlink()
 
 
+def send(pacs: str, seg: pydicom.Dataset) -> None:
+    sent = io.BytesIO()
+    seg.save_as(sent)
+    requests.post(f"{pacs}/instances", data=sent.getvalue(), timeout=30).raise_for_status()
+
+
+def send_dated(pacs: str, seg: pydicom.Dataset, date: str) -> str:
+    """Stores a copy of a segmentation as another program with a clock of its own would; its series."""
+    made = copy.deepcopy(seg)
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    made.SeriesInstanceUID, made.ContentDate = generate_uid(), date
+    send(pacs, made)
+    return made.SeriesInstanceUID
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_label_comes_back_voxel_for_voxel(server, labelled, name):
     found = labelled[name]
@@ -98,13 +113,31 @@ def test_a_newer_segmentation_with_other_numbers_is_learned_under_its_names(serv
     seg.SOPInstanceUID = seg.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     seg.SeriesInstanceUID, seg.ContentDate = generate_uid(), "20991231"
     seg.file_meta.ImplementationVersionName = "OHIF-VIEWER-2.0"
-    sent = io.BytesIO()
-    seg.save_as(sent)
-    requests.post(f"{pacs}/instances", data=sent.getvalue(), timeout=30).raise_for_status()
+    send(pacs, seg)
     check_trained(server, uid, expected)
     info = server.get(f"/datastore/label/info?label={uid}&tag=final").json()
     assert info["SeriesInstanceUID"] == seg.SeriesInstanceUID
     assert "another viewer" in info["warnings"][0]  # what OHIF exports is doubtful: see tests/clients/test_ohif.py
+
+
+def test_what_came_last_is_learned_whatever_the_clocks_of_its_makers_said(server, pacs, labelled):
+    found = labelled["oblique"]
+    before = send_dated(pacs, found.seg, "20991231")
+    label = np.where(found.placed == 3, 3, 0).astype(np.uint8)
+    answer = save(server, found.uid, nib.Nifti1Image(label, found.image.affine), [{"name": "spleen", "idx": 3}])
+    assert answer.status_code == 200, answer.text
+    assert np.array_equal(trained_on(server, found.uid)[0], label)
+    info = server.get(f"/datastore/label/info?label={found.uid}&tag=final").json()
+    assert before in info["older_segmentations"]
+    last = send_dated(pacs, found.seg, "19991231")
+    for _ in range(2):
+        check_trained(server, found.uid, found.placed)
+        info = server.get(f"/datastore/label/info?label={found.uid}&tag=final").json()
+        assert info["SeriesInstanceUID"] == last
+    removed = requests.post(f"{pacs}/tools/lookup", data=last, timeout=30).json()[0]["Path"]
+    requests.delete(pacs + removed, timeout=30).raise_for_status()
+    check_trained(server, found.uid, found.placed)  # of those that are left nobody knows more than their times
+    assert server.get(f"/datastore/label/info?label={found.uid}&tag=final").json()["SeriesInstanceUID"] == before
 
 
 @pytest.mark.parametrize("name", ["missing slices", "two distances"])

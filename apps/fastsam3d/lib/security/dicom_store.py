@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 _IMAGE_EXT = ".nii.gz"
 _ABANDONED_SECONDS = 6 * 3600.0
 _FINAL = DefaultLabelTag.FINAL.value
+_OLDER = "older_segmentations"
+"""In a label's metadata: the SEG series of its image that the server had when the label came, whatever their times say."""
 _OHIF = "OHIF-VIEWER"
 _MIRRORED = (
     "exported by OHIF, whose version 3.10.0-beta.5 (MONAI Label 0.8.5 has it) writes frames in the opposite order of the "
@@ -68,6 +70,8 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         self._unusable: set[str] = set()
         self._last: dict[str, list[str]] = {}
         self._converting = threading.RLock()
+        self._segs: dict[str, _Seg] = {}
+        self._saving = threading.Lock()
         super().__init__(*args, **kwargs)
         self.answered = Answered(Path(self._datastore.image_path(), ".answered"))
         for part in Path(self._datastore.image_path()).glob(f".fetch-*{PART}"):
@@ -175,9 +179,12 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         volume = self.get_image_uri(image_id)
         if not volume:
             raise ImageNotFoundException(f"There is no image {image_id[:80]!r}.")
-        if str(getattr(label_tag, "value", label_tag)) == _FINAL:
+        if str(getattr(label_tag, "value", label_tag)) != _FINAL:
+            return SafeLocalDatastore.save_label(self, image_id, label_filename, label_tag, info)
+        with self._saving:  # of two labels for one image, the second one knows the first one's series
+            info |= {_OLDER: [seg.series for seg in self._list_segs() if seg.image == image_id]}
             info |= self._send(image_id, Path(volume), label_filename, info)
-        return SafeLocalDatastore.save_label(self, image_id, label_filename, label_tag, info)
+            return SafeLocalDatastore.save_label(self, image_id, label_filename, label_tag, info)
 
     def _send(self, image_id: str, volume: Path, label_file: str, info: dict[str, Any]) -> dict[str, Any]:
         """Makes the SEG, compares it with the label, and stores it on the server; what to remember of it."""
@@ -211,39 +218,67 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         A SEG that cannot be put on its image's voxels is left out, with the reason in the log. Labels that the server no
         longer has are left out and never deleted here.
         """
-        segs = self._newest_segs()
-        for image_id, seg in segs.items():
+        usable = set()
+        for image_id, segs in self._segs_of_images().items():
+            seg = self._newest(image_id, segs)
             try:
-                self._bring(seg)
+                self._bring(seg, [other.series for other in segs if other != seg])
             except (VolumeError, MONAILabelException, OSError) as error:
                 logger.warning("The segmentation %s of %s is left out: %s", seg.series, image_id, error)
-        usable = {image_id for image_id, seg in segs.items() if self._is_here(seg)}
+            if self._is_here(seg):
+                usable.add(image_id)
         keep = {os.path.realpath(LocalDatastore.get_image_uri(self, image_id)) for image_id in usable}
         return [
             pair for pair in SafeLocalDatastore.datalist(self, full_path) if os.path.realpath(pair["image"]) in keep
         ]
 
-    def _newest_segs(self) -> dict[str, _Seg]:
-        images, newest = set(self.list_images()), {}
+    def _newest(self, image_id: str, segs: list[_Seg]) -> _Seg:
+        """Of the SEGs of one image the one that came last to the server, as far as this datastore can know.
+
+        A label that is here beats what was there before it, and what came after it beats the label: machines' clocks
+        differ. Only SEGs that came between two looks are compared by the times that they name.
+        """
+        info = self.get_label_info(image_id, _FINAL)
+        here, older = info.get("SeriesInstanceUID"), info.get(_OLDER)
+        ours = [seg for seg in segs if seg.series == here]
+        if ours and isinstance(older, list):
+            segs = [seg for seg in segs if seg.series != here and seg.series not in older] or ours
+        return max(segs, key=lambda seg: seg.made)
+
+    def _segs_of_images(self) -> dict[str, list[_Seg]]:
+        """The SEGs of each series that is among the images and has some."""
+        images, found = set(self.list_images()), {}
+        for seg in self._list_segs():
+            if seg.image not in images or not is_uid(seg.series):
+                logger.warning("The segmentation %s belongs to no series of the list and is left out", seg.series)
+                continue
+            found.setdefault(seg.image, []).append(seg)
+        return found
+
+    def _list_segs(self) -> Iterator[_Seg]:
+        """Every SEG series of the server; the header of each is fetched once."""
         for found in self._client.search_for_series(search_filters={"Modality": "SEG"}):
             row = Dataset.from_json(found)
             series = str(row.SeriesInstanceUID)
-            metadata = self._client.retrieve_series_metadata(str(row.StudyInstanceUID), series)
-            header = Dataset.from_json(metadata[0])
-            references = header.get("ReferencedSeriesSequence")
-            image = str(references[0].SeriesInstanceUID) if references else ""
-            if image not in images or not is_uid(series):
-                logger.warning("The segmentation %s belongs to no series of the list and is left out", series)
-                continue
-            made = "".join(str(header.get(key) or "") for key in ("ContentDate", "ContentTime"))
-            newest[image] = max(newest.get(image, _Seg("", image, "")), _Seg(series, image, made), key=lambda s: s.made)
-        return newest
+            if series not in self._segs:
+                try:
+                    metadata = self._client.retrieve_series_metadata(str(row.StudyInstanceUID), series)
+                    self._segs[series] = _seg_of(series, Dataset.from_json(metadata[0]))
+                except (requests.HTTPError, LookupError, AttributeError) as error:  # removed just now, or malformed
+                    logger.warning("The segmentation %s cannot be read and is left out: %s", series, error)
+                    continue
+            yield self._segs[series]
 
     def _is_here(self, seg: _Seg) -> bool:
         return self.get_label_info(seg.image, _FINAL).get("SeriesInstanceUID") == seg.series
 
-    def _bring(self, seg: _Seg) -> None:
-        """Fetches a segmentation unless it is here, and stores it as the final label of its image."""
+    def _bring(self, seg: _Seg, older: list[str]) -> None:
+        """Fetches a segmentation unless it is here, and stores it as the final label of its image.
+
+        Args:
+            seg: the segmentation.
+            older: the series that it beat.
+        """
         if self._is_here(seg):
             return
         grid = _grid_of(Path(self.get_image_uri(seg.image)))
@@ -252,7 +287,8 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
             segments, warnings = self._upright(seg, read_segments(next(files.iterdir()), grid))
             path = Path(folder, "label" + _IMAGE_EXT)
             nib.save(nib.Nifti1Image(_smallest(segments), grid.affine), path)
-            SafeLocalDatastore.save_label(self, seg.image, str(path), _FINAL, _info_of(seg, segments, warnings))
+            info = _info_of(seg, segments, warnings) | {_OLDER: older}
+            SafeLocalDatastore.save_label(self, seg.image, str(path), _FINAL, info)
 
     def _upright(self, seg: _Seg, segments: Segments) -> tuple[Segments, list[str]]:
         """An export of OHIF the way round that the answers of this server have, and what its user should know."""
@@ -264,6 +300,12 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         text = _TURNED if turned else _MIRRORED
         logger.warning("The segmentation %s of %s: %s", seg.series, seg.image, text)
         return (segments._replace(array=segments.array[:, :, ::-1].copy()) if turned else segments), [text]
+
+
+def _seg_of(series: str, header: Dataset) -> _Seg:
+    references = header.get("ReferencedSeriesSequence")
+    image = str(references[0].SeriesInstanceUID) if references else ""
+    return _Seg(series, image, "".join(str(header.get(key) or "") for key in ("ContentDate", "ContentTime")))
 
 
 def _info_of(seg: _Seg, segments: Segments, warnings: list[str]) -> dict[str, Any]:
