@@ -339,6 +339,41 @@ def test_routes_that_fail_in_monai_label(server, method, path, status):
     assert requests.request(method, server.url + path, timeout=60).status_code == status
 
 
+@pytest.mark.parametrize(
+    "path", ["/train/", "/train/fastsam3d", "/scoring/", "/scoring/uncertainty", "/batch/infer/fastsam3d"]
+)
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"bundle_path": "/tmp"}, "bundle_path"),
+        ({"bundle_path": None}, "bundle_path"),
+        ({"gpus": "0;1"}, "gpus"),
+        ({"gpus": "\u0660"}, "gpus"),
+        ({"gpus": 0}, "gpus"),
+        ({"gpus": ["0"]}, "gpus"),
+        ({"model_filename": "../x"}, "model_filename"),
+    ],
+)
+def test_a_task_in_the_background_is_told_nothing_that_becomes_code(server, path, told, said):
+    task = "uncertainty" if path.startswith("/scoring") else "fastsam3d"
+    for params in (told, {task: told}):
+        answer = requests.post(server.url + path, json=params, timeout=60)
+        assert answer.status_code == 422, answer.text
+        assert said in answer.json()["detail"]
+    assert requests.post(server.url + path, json={task: "x"}, timeout=60).status_code == 422
+    nobody = {"method" if path.startswith("/scoring") else "model": "nothing"}
+    assert requests.post(server.url + path, json=nobody, timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/train/", "/train/fastsam3d", "/scoring/", "/scoring/uncertainty", "/batch/infer/fastsam3d"]
+)
+def test_no_task_runs_where_requests_are_answered(server, path):
+    answer = requests.post(f"{server.url}{path}?run_sync=true", json={}, timeout=60)
+    assert answer.status_code == 422
+    assert "leave it out" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("body", ['"\\ud800"', "[NaN]", "[1e999]", '"x"', "{", "[" * 100_000])
 def test_a_body_of_the_wrong_kind_is_a_4xx(server, body):
     answer = requests.post(

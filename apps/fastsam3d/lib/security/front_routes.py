@@ -28,6 +28,7 @@ _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 _ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 _ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 _CHECKSUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{1,128}")
+_GPUS = re.compile(r"all|[0-9]{1,4}(,[0-9]{1,4})*")
 _SHOWN = 80
 
 
@@ -70,7 +71,9 @@ def _checked_routes() -> list[tuple[str, list[str], Callable, Callable]]:
         ("/datastore/image", ["HEAD"], datastore.api_check_image, check_sum_is_known),
         ("/logs/gpu", ["GET"], logs.gpu_info, check_gpu_program),
         ("/ohif/{path:path}", ["GET"], ohif.api_get_ohif, check_ohif_path),
+        ("/train/", ["POST"], train.api_run, check_all_training),
         ("/train/{model}", ["POST"], train.api_run_model, check_training),
+        ("/scoring/", ["POST"], scoring.api_run, check_all_scoring),
         ("/scoring/{method}", ["POST"], scoring.api_run_method, check_scoring),
         ("/batch/infer/{model}", ["POST"], batch_infer.api_run, check_batch),
     ]
@@ -129,25 +132,76 @@ def check_ohif_path(path: str, user: User = _USER) -> None:
         raise HTTPException(404, "There is no such file of the viewer.")
 
 
-def check_training(model: str, params: dict | None = Body(None), user: User = _ADMIN) -> None:
+def check_training(
+    model: str, params: dict | None = Body(None), run_sync: bool | None = False, user: User = _ADMIN
+) -> None:
     """An unknown model would start a process that builds the whole app to fail; a file name must stay one."""
-    _check_known(model, app_instance()._trainers, "a trainer")
-    _check_plain(params or {})
-    _check_known((params or {}).get("model", model), app_instance()._trainers, "a trainer")
+    _check_task(model, "model", params or {}, run_sync, app_instance()._trainers, "a trainer")
 
 
-def check_scoring(method: str, params: dict | None = Body(None), user: User = _ANNOTATOR) -> None:
+def check_all_training(params: dict | None = Body(None), run_sync: bool | None = False, user: User = _ADMIN) -> None:
+    """As `check_training`, for every trainer; `params` may hold an object for each."""
+    _check_task(None, "model", params or {}, run_sync, app_instance()._trainers, "a trainer")
+
+
+def check_scoring(
+    method: str, params: dict | None = Body(None), run_sync: bool | None = False, user: User = _ANNOTATOR
+) -> None:
     """As `check_training`."""
-    _check_known(method, app_instance()._scoring_methods, "a scoring method")
-    _check_known((params or {}).get("method", method), app_instance()._scoring_methods, "a scoring method")
+    _check_task(method, "method", params or {}, run_sync, app_instance()._scoring_methods, "a scoring method")
 
 
-def check_batch(model: str, params: dict | None = Body(None), user: User = _ADMIN) -> None:
+def check_all_scoring(params: dict | None = Body(None), run_sync: bool | None = False, user: User = _ANNOTATOR) -> None:
+    """As `check_all_training`."""
+    _check_task(None, "method", params or {}, run_sync, app_instance()._scoring_methods, "a scoring method")
+
+
+def check_batch(
+    model: str, params: dict | None = Body(None), run_sync: bool | None = False, user: User = _ADMIN
+) -> None:
     """As `check_training`."""
-    _check_known(model, app_instance()._infers, "a model")
-    _check_known((params or {}).get("model", model), app_instance()._infers, "a model")
+    _check_task(model, "model", params or {}, run_sync, app_instance()._infers, "a model")
     if (params or {}).get("label_tag"):
         check_tag(params["label_tag"])
+
+
+def _check_task(
+    name: str | None, key: str, params: dict[str, Any], run_sync: bool | None, known: dict[str, Any], what: str
+) -> None:
+    """What a task in the background may be told.
+
+    Args:
+        name: of the task in the address; None if all of a kind are asked for.
+        key: of `params` that would replace the name.
+        params: of the request; MONAI Label takes them over as they are, and those of each task below its name.
+        run_sync: whether the client would wait for the answer.
+        known: the tasks of this kind.
+        what: one of them, in words.
+
+    Raises:
+        HTTPException: 404 for an unknown task, 422 for what must not be told.
+    """
+    if run_sync:  # in the event loop, where it keeps everybody else waiting
+        raise HTTPException(422, "run_sync would stop the server for everybody until it is done; leave it out.")
+    if name is not None:
+        _check_known(name, known, what)
+    _check_params(params, key, known, what)
+    for task in known:
+        if params.get(task):
+            if not isinstance(params[task], dict):
+                raise HTTPException(422, f"{task} must be an object, got {repr(params[task])[:_SHOWN]}.")
+            _check_params(params[task], key, known, what)
+
+
+def _check_params(params: dict[str, Any], key: str, known: dict[str, Any], what: str) -> None:
+    if key in params:
+        _check_known(params[key], known, what)
+    if "bundle_path" in params:  # MONAI Label lets the task's process import from there
+        raise HTTPException(422, "bundle_path is not for clients: a task imports nothing but this app; leave it out.")
+    gpus = params.get("gpus")
+    if gpus is not None and not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
+        raise HTTPException(422, f"gpus must be all, or numbers such as 0,1, got {repr(gpus)[:_SHOWN]}.")
+    _check_plain(params)
 
 
 def _check_known(name: Any, known: dict[str, Any], what: str) -> None:
