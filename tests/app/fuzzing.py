@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from lib.sam.intensity import WINDOWS
 
 from tests.app.volumes import AFFINE, CENTRE_IJK, SHAPE
 
@@ -26,6 +27,7 @@ STRINGS = (
     "[]", "{}", "' OR 1=1 --", "${jndi:x}", "first", "random", "fastsam3d", "dice", "SHA256:00", "json", "image", "all", "dicom_seg",
 )  # fmt: skip
 NUMBERS = (0, 1, -1, 5, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e300, float("nan"), float("inf"), 47, 79)
+_MODELS = ("fastsam3d",) * 6 + ("repmedsam", "repmedsam_2d", "fastsam3d_auto")
 _SKIPPED = {("post", "/train/{model}"), ("post", "/batch/infer/{model}")}  # a known name starts a process of minutes
 _TIMEOUT = 120
 
@@ -90,21 +92,25 @@ class Fuzzer:
 
     def _click(self) -> Sent:
         image = self.rng.choice(["case1", "case2", "odd", self._text()])
-        params = self._prompts()
+        model = self.rng.choice(_MODELS)
+        params = self._prompts(of_slices=model.startswith("repmedsam"))
         options = {"params": {"image": _sendable(image), "output": self.rng.choice(["json", "image", "all", "", "x"])}}
         if not options["params"]["output"]:
             del options["params"]["output"]
         files: dict[str, Any] = {"params": (None, params)}
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.4 and '"image"' not in params:  # see test_a_file_that_is_sent_beside_another_image
             files["file"] = self.rng.choice(self.volumes)
-        return Sent("POST", "/infer/fastsam3d", {**options, "files": files})
+        return Sent("POST", f"/infer/{model}", {**options, "files": files})
 
     def _good_click(self) -> Sent:
         """What a user asks, so that hostile requests meet a server that works."""
+        model = self.rng.choice(_MODELS[:-1])
         inside = [[self.rng.randrange(n // 4, 3 * n // 4) for n in SHAPE] for _ in range(self.rng.randrange(1, 4))]
-        params = {"foreground": inside[:1], "background": inside[1:]}
+        params: dict[str, Any] = {"foreground": inside[:1], "background": inside[1:]}
+        if model != _MODELS[0]:
+            params = {"foreground": inside[:1], "slice": inside[0][2], "extent": 3, "window": self.rng.choice(WINDOWS)}
         query = {"image": self.rng.choice(["case1", "case2"]), "output": self.rng.choice(["json", "image", "all"])}
-        return Sent("POST", "/infer/fastsam3d", {"params": query, "files": {"params": (None, json.dumps(params))}})
+        return Sent("POST", f"/infer/{model}", {"params": query, "files": {"params": (None, json.dumps(params))}})
 
     def warm_up(self, clicks: int) -> Iterator[Sent]:
         """What brings a fresh server into the state of one in use: every kind of volume once, and clicks."""
@@ -166,7 +172,23 @@ class Fuzzer:
             self.rng.randrange(-3, 99),
         )[kind]
 
-    def _prompts(self) -> str:
+    def _slice_options(self) -> dict[str, Any]:
+        """Options of the models for slices, in half of the cases such as a client sends."""
+        rng = self.rng
+        sensible = {
+            "window": lambda: rng.choice(WINDOWS),
+            "extent": lambda: rng.randrange(1, 6),
+            "slice": lambda: rng.randrange(SHAPE[2]),
+            "points": lambda: rng.choice(["extreme", "clicks"]),
+        }
+        given: dict[str, Any] = {}
+        for key, make in sensible.items():
+            hostile = rng.choice([self._value(1), rng.choice(NUMBERS), "7", SHAPE[2], [], {}])
+            if rng.random() < 0.6:
+                given[key] = make() if rng.random() < 0.6 else hostile
+        return given
+
+    def _prompts(self, of_slices: bool = False) -> str:
         rng = self.rng
         if rng.random() < 0.1:
             return self._json()
@@ -192,6 +214,8 @@ class Fuzzer:
                     "window", "extent", "slice", "session"):  # fmt: skip
             if rng.random() < 0.06:
                 given[key] = self._value(2)
+        if of_slices:
+            given = {"extent": 3, **given, **self._slice_options()}
         return json.dumps(given)
 
 
