@@ -16,6 +16,8 @@ from lib.doctor_security import (
     check_private,
     check_temporary,
     check_user,
+    kept_images,
+    strict_checks,
 )
 
 
@@ -99,6 +101,22 @@ def test_settings(check, value, status):
     assert found.status == status
     assert bool(found.remedy) == (status == FAIL)
     assert "secret" not in found.detail
+
+
+def test_images_that_are_kept_elsewhere_are_looked_for_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    usual, sessions, cache = tmp_path / "home" / ".cache" / "monailabel", tmp_path / "sessions", tmp_path / "cache"
+    both = {"MONAI_LABEL_SESSION_PATH": f" {sessions} ", "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(cache)}
+    assert kept_images({}) == [usual]
+    assert kept_images({**both, "MONAI_LABEL_SESSION_PATH": ""}) == [usual, cache]
+    assert kept_images(both) == [sessions, cache]
+    for folder in (sessions, cache):
+        folder.mkdir()
+        folder.chmod(0o755)
+    for name, value in both.items():
+        monkeypatch.setenv(name, value)
+    failed = [check.detail for check in strict_checks(None, 1) if check.name == "sessions and cache"]
+    assert [str(folder) in text and "755" in text for folder, text in zip((sessions, cache), failed)] == [True, True]
 
 
 def test_strict_adds_to_the_report(tmp_path):

@@ -55,6 +55,20 @@ def check_private(name: str, folder: Path, readable: bool = False) -> Check:
     return Check(name, OK, f"{folder} has mode {mode:03o}")
 
 
+def kept_images(settings: Mapping[str, str]) -> list[Path]:
+    """The folders in which MONAI Label keeps images that clients sent or that came from a DICOMweb server.
+
+    Args:
+        settings: the environment, by which each can be put elsewhere.
+    """
+    home = Path.home() / ".cache" / "monailabel"
+    chosen = [
+        settings.get(name, "").strip() for name in ("MONAI_LABEL_SESSION_PATH", "MONAI_LABEL_DICOMWEB_CACHE_PATH")
+    ]
+    folders = [Path(value).absolute() for value in chosen if value]
+    return folders if all(chosen) else [home, *folders]
+
+
 def check_temporary() -> Check:
     """Whether uploads pass through a folder of the server's own; MONAI Label writes them readable for all."""
     folder = Path(tempfile.gettempdir())
@@ -124,7 +138,8 @@ def strict_checks(studies: str | None, port: int) -> Iterable[Check]:
     yield check_private("app's files", APP_DIR, readable=True)
     yield check_private("weights", MODEL_DIR, readable=True)
     yield check_private("logs", APP_DIR / "logs")
-    yield check_private("sessions and cache", Path.home() / ".cache" / "monailabel")
+    for folder in kept_images(settings):
+        yield check_private("sessions and cache", folder)
     yield check_temporary()
     if studies and not studies.startswith(("http://", "https://")):
         yield check_private("studies' privacy", Path(studies).absolute())
