@@ -307,6 +307,9 @@ def test_a_click_on_a_session_that_is_gone_says_what_to_do(server):
     answer = server.infer("case1", CLICK, session_id=sent, output="json")
     assert answer.status_code == 404
     assert "send the volume again" in answer.json()["detail"]
+    for method in ("GET", "DELETE"):
+        same = requests.request(method, f"{server.url}/session/{sent}", timeout=60)
+        assert (same.status_code, same.json()) == (404, answer.json())
 
 
 def test_the_dataset_is_given_out_once_and_its_archive_removed(server):

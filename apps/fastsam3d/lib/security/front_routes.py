@@ -15,11 +15,12 @@ from typing import Any
 from fastapi import Body, Depends, HTTPException
 from fastapi.responses import FileResponse
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, batch_infer, datastore, info, logs, ohif, scoring, train
+from monailabel.endpoints import activelearning, batch_infer, datastore, info, logs, ohif, scoring, session, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.background import BackgroundTask
 
+from .. import infer_route
 from ..workers import in_worker
 from . import dicom_proxy, upload_routes
 from .names import check_tag, is_file_name
@@ -70,6 +71,8 @@ def _checked_routes() -> list[tuple[str, list[str], Callable, Callable]]:
     return [
         ("/datastore/image", ["HEAD"], datastore.api_check_image, check_sum_is_known),
         ("/logs/gpu", ["GET"], logs.gpu_info, check_gpu_program),
+        ("/session/{session_id}", ["GET"], session.api_get_session, check_session),
+        ("/session/{session_id}", ["DELETE"], session.api_remove_session, check_session),
         ("/ohif/{path:path}", ["GET"], ohif.api_get_ohif, check_ohif_path),
         ("/train/", ["POST"], train.api_run, check_all_training),
         ("/train/{model}", ["POST"], train.api_run_model, check_training),
@@ -130,6 +133,12 @@ def check_ohif_path(path: str, user: User = _USER) -> None:
     name = path.replace("/", os.pathsep)  # as MONAI Label makes it
     if ".." in re.split(r"[/\\]", path) or path and os.path.isdir(os.path.join(viewer, name)):
         raise HTTPException(404, "There is no such file of the viewer.")
+
+
+def check_session(session_id: str, user: User = _USER) -> None:
+    """A session that is gone is answered as a click on it is, with what a client does then."""
+    if app_instance().sessions() is not None:  # switched off: MONAI Label says so
+        infer_route._check_session(session_id)
 
 
 def check_training(
