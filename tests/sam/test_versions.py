@@ -1,6 +1,7 @@
 """Accepted versions: served at once, in order, back and forth, and never half there."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -105,6 +106,22 @@ def test_a_publication_that_is_killed_at_any_write_leaves_a_model_that_loads(pub
     assert found.name == "fastsam3d-2"
     weights.load_sam(found)
     monkeypatch.undo()
+    publish(networks[0], folder, SPEC, record(5))
+    assert serving(folder).name == "fastsam3d-5"
+
+
+@pytest.mark.parametrize("room", [0, 100, 1 << 20])  # of a file: for nothing, for no record, for no weights
+def test_a_publication_on_a_full_disk_says_so_and_serves_what_it_served(published, networks, room):
+    folder, _ = published
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            publish(networks[0], folder, SPEC, record(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert serving(folder).name == "fastsam3d-2"
+    assert not list(folder.rglob("fastsam3d-5*"))
     publish(networks[0], folder, SPEC, record(5))
     assert serving(folder).name == "fastsam3d-5"
 
