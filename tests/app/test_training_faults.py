@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from tests.app.world import World, other_weights, send_weights
 KILLS = int(os.environ.get("FASTSAM3D_KILLS", "0"))
 CLIENTS = int(os.environ.get("FASTSAM3D_CLIENTS", "0"))
 TRAINING_SECONDS = 1200
+ROOM = {"patches": 1 << 20, "checkpoint": 32 << 20}
+"""What has no room on a full disk -> bytes that a file may have."""
 ANNOTATED = ("case5", "case6")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -85,6 +88,26 @@ def test_kills_of_the_training_process_lose_no_label_and_no_model(world):
     train(server, {**IDLE, "seed": KILLS})
     assert wait_for_training(server, TRAINING_SECONDS)["status"] == "DONE"
     print(f"states after the kills: {states}")  # noqa: T201
+
+
+def test_a_full_disk_ends_a_training_which_says_so_and_changes_nothing_that_is_served(world):
+    server = world.server
+    before = click(server, "case4", CENTRE_IJK)
+    for room in ROOM.values():
+        train(server, IDLE)
+        wait_until(lambda: training_processes(server))
+        hurry(server)
+        for process in training_processes(server):
+            process.rlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        assert wait_for_training(server, TRAINING_SECONDS)["status"] == "ERROR"
+        found = stats(server)
+        assert found["state"] == "failed"
+        assert "File too large" in found["message"]  # as the system words it; of a full disk: No space left on device
+        assert click(server, "case4", CENTRE_IJK) == before
+    runs = world.app / "model" / "runs"
+    assert list(runs.rglob("patches"))  # the second one came further than the first
+    assert not list(runs.rglob("checkpoint*"))
+    assert not list((world.app / "model" / "accepted").rglob("*"))
 
 
 class Client(threading.Thread):

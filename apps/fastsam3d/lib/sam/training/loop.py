@@ -52,13 +52,23 @@ def read_json(path: Path) -> dict:
 
 
 def save_atomic(state: dict, path: Path) -> None:
-    """torch.save to a temporary file beside, fsync, rename."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    """torch.save to a file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    temporary = path.with_suffix(".tmp")  # one name, so that what a killed process left is written over
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch stumbles over what it could not write, and says that instead
+        raise
 
 
 def cosine_rate(peak: float, step: int, warmup_steps: int, progress: float) -> float:
