@@ -176,7 +176,7 @@ def test_other_addresses_are_refused(offer, url):
 
 
 def test_names_without_an_address(tmp_path):
-    with pytest.raises(WeightsError, match="no weights called 'nothing'; there are fastsam3d-compact-v3"):
+    with pytest.raises(WeightsError, match="no weights called 'nothing'; there are fastsam3d-compact-v4"):
         fetch("nothing", tmp_path)
     with pytest.raises(WeightsError, match="no address.*weights import"):
         fetch("fastsam3d_published_encoder_h6", tmp_path)

@@ -408,6 +408,22 @@ def test_export_refuses_what_is_too_large_or_no_run(tmp_path):
     assert not list((tmp_path / "out").glob("*"))
 
 
+def test_the_mean_of_two_runs_of_one_network(tmp_path):
+    files = [save(run_checkpoint(COMPACT, seed), tmp_path / f"{seed}.pt") for seed in (1, 2)]
+    export_run(files[0], tmp_path / "mean", other=files[1])
+    exported = [export_run(file, tmp_path / file.stem) for file in files]
+    name = "fastsam3d_compact_decoder.safetensors"
+    mean, *single = (load_file(tmp_path / folder / name) for folder in ("mean", "1", "2"))
+    for key, value in mean.items():
+        torch.testing.assert_close(
+            value.float(), (single[0][key].float() + single[1][key].float()) / 2, atol=2e-3, rtol=2e-3
+        )
+    assert len(exported) == 2
+    other = save(run_checkpoint("fastsam3d_published_h6"), tmp_path / "published.pt")
+    with pytest.raises(WeightsError, match="two runs of one network"):
+        export_run(files[0], tmp_path / "mean", other=other)
+
+
 def test_export_replaces_an_earlier_release(model_dir, tmp_path):
     before = resolve("fastsam3d", model_dir).version
     export_run(save(run_checkpoint(COMPACT, 5), tmp_path / "c.pt"), model_dir)

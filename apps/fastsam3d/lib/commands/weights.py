@@ -39,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("checkpoint", type=Path)
     export.add_argument("--out", type=Path, required=True, help="folder for the files and their registry.json")
     export.add_argument("--name", default="fastsam3d_compact", help="start of the files' names (default: %(default)s)")
-    export.add_argument("--release", type=int, default=3, help="number at the end of the weights' name (default: 3)")
+    export.add_argument(
+        "--release", type=int, default=4, help="number at the end of the weights' name (default: %(default)s)"
+    )
+    export.add_argument(
+        "--mean-with", type=Path, help="checkpoint.pt of the run that it began with: take the mean of both"
+    )
     past = action("history", "what training published or kept, and why")
     past.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
     past.add_argument("--json", action="store_true", help="print JSON")
@@ -147,7 +152,7 @@ def _say_imported(path: Path, model_dir: Path) -> int:
 def _export(args: argparse.Namespace) -> int:
     from ..sam.weights_files import export_run
 
-    for path in export_run(args.checkpoint, args.out, args.name, args.release):
+    for path in export_run(args.checkpoint, args.out, args.name, args.release, other=args.mean_with):
         emit(f"{path}: {path.stat().st_size} bytes")
     return 0
 

@@ -72,7 +72,7 @@ _REPVIT_PAGE = "https://github.com/THU-MIG/RepViT"
 _NO_HASH = "unpinned: no published hash could be checked"
 _BY_HAND = f"{_NO_HASH}; no stable address is known: get it by way of {_FASTSAM3D_PAGE}, then weights import"
 
-SHIPPED = "fastsam3d-compact-v3"
+SHIPPED = "fastsam3d-compact-v4"
 _ROWS = (
     WeightEntry(
         SHIPPED,

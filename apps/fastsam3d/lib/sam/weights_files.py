@@ -81,19 +81,48 @@ def import_checkpoint(
 
 
 def export_run(
-    checkpoint: Path, out_dir: Path, name: str = "fastsam3d_compact", release: int = 3, licence: str = "Apache-2.0"
+    checkpoint: Path,
+    out_dir: Path,
+    name: str = "fastsam3d_compact",
+    release: int = 4,
+    licence: str = "Apache-2.0",
+    other: Path | None = None,
 ) -> tuple[Path, Path]:
     """Turns a run's checkpoint.pt (training/) into the pair of files that ships; the averaged weights are taken.
+
+    Args:
+        other: checkpoint of another run of the same network, one of which began with the other; the mean of both is taken
+            (model soups, Wortsman et al. 2022).
 
     Returns:
         Encoder and decoder file.
 
     Raises:
-        WeightsError: not such a checkpoint, or a file would be larger than 16 MiB.
+        WeightsError: not such a checkpoint, two that do not fit each other, or a file would be larger than 16 MiB.
         OSError: the folder cannot be written.
     """
     checkpoint, out_dir = Path(checkpoint), Path(out_dir)
     plain_name(name, "--name")
+    content, state, spec = _of_run(checkpoint)
+    step, minutes = str(content.get("step", "")), f"{float(content.get('seconds') or 0) / 60:.0f}"
+    metadata = {"step": step, "minutes": minutes, "recipe": content["config"]}
+    note = f"ships with the app; step {step} after {minutes} minutes"
+    if other is not None:
+        before, second, second_spec = _of_run(Path(other))
+        if second_spec != spec or {k: v.shape for k, v in second.items()} != {k: v.shape for k, v in state.items()}:
+            raise WeightsError(f"{other} does not fit {checkpoint}: their mean needs two runs of one network")
+        state = {k: v.float().lerp(second[k].float(), 0.5) if v.is_floating_point() else v for k, v in state.items()}
+        metadata["mean_with"] = json.dumps({"step": before.get("step"), "recipe": before["config"]})
+        note += ", in the mean with the run that it began with"
+    return write_model(state, spec, out_dir, name, release, licence, metadata, note)
+
+
+def _of_run(checkpoint: Path) -> tuple[dict, dict[str, Tensor], AnySpec]:
+    """Content of a run's checkpoint, its averaged weights, and their spec.
+
+    Raises:
+        WeightsError: not such a checkpoint.
+    """
     content = read_contents(checkpoint).value
     try:
         average, config = content["average"], json.loads(content["config"])
@@ -102,11 +131,7 @@ def export_run(
         raise WeightsError(
             f'{checkpoint} is no checkpoint of a training run: it needs "average" and "config" with a known spec ({error})'
         ) from error
-    state = state_of(average, checkpoint.name)
-    step, minutes = str(content.get("step", "")), f"{float(content.get('seconds') or 0) / 60:.0f}"
-    metadata = {"step": step, "minutes": minutes, "recipe": content["config"]}
-    note = f"ships with the app; step {step} after {minutes} minutes"
-    return write_model(state, spec, out_dir, name, release, licence, metadata, note)
+    return content, state_of(average, checkpoint.name), spec
 
 
 def write_model(
