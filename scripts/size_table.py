@@ -3,9 +3,9 @@
     .venv/bin/python scripts/size_table.py --out build/sizes [--small FOLDER] [--weights FILE]
 
 Makes three phantoms, labels each body and each pair of lungs as one object, and runs `evaluate` on them and on the structures
-under 2 ml of FOLDER (x_image.* beside x_label.*, or another layout that `evaluate --data` knows), with the patch that
-follows the object and with the published one. Prints the table, and leaves the reports in OUT. What is there already is
-not made again.
+under 2 ml of FOLDER (x_image.* beside x_label.*, or another layout that `evaluate --data` knows; of these the largest part
+alone), with the patch that follows the object and with the published one. Prints the table, and leaves the reports in OUT.
+What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def call(*command: str | Path, accepted: Sequence[int] = (0,)) -> None:
 
 def measure(data: Sequence[str | Path], out: Path, more: Sequence[str]) -> list[dict[str, str]]:
     """One evaluation; the lines of its metrics.csv joined with the rows of its metrics.json."""
-    given = ["--model", "fastsam3d", "--parts", "largest", "--clicks", str(CLICKS), "--out", out]
+    given = ["--model", "fastsam3d", "--clicks", str(CLICKS), "--out", out]
     call(APP, "evaluate", *data, *given, *more, accepted=(0, NOT_ALL))
     rows = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     head, *lines = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
@@ -79,15 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     phantoms, large = args.out.resolve() / "phantoms", args.out.resolve() / "large"
     more = ("--weights", args.weights) if args.weights else ()
+    whole, part = ("--parts", "all", *more), ("--parts", "largest", *more)  # a pair of lungs has two parts
     call("sample-data/make.py", "--out", phantoms, "--cases", str(args.cases), "--seed", str(SEED))
     call("sample-data/large_objects.py", phantoms / "studies", "--out", large)
     lines = [
-        line(name, ("--images", phantoms / "studies", "--labels", large / folder), args.out.resolve(), more)
+        line(name, ("--images", phantoms / "studies", "--labels", large / folder), args.out.resolve(), whole)
         for name, folder in (("body as one label", "body"), ("both lungs as one label", "lungs"))
     ]
     if args.small:
         data = ("--data", args.small.resolve())
-        lines.append(line(f"structures under {SMALL_ML:g} ml", data, args.out.resolve(), more, SMALL_ML))
+        lines.append(line(f"structures under {SMALL_ML:g} ml", data, args.out.resolve(), part, SMALL_ML))
     shown = " / ".join(f"{n} click{'s' * (n > 1)}" for n in SHOWN) + " / box"
     print(f"| object | ceiling | with: {shown} | without: {shown} |\n|---|---|---|---|")
     print("\n".join(lines))
