@@ -61,16 +61,31 @@ def test_nnunet(tmp_path):
     cases, problems = find_cases(tmp_path)
     assert [(c.name, c.image.name, c.modality) for c in cases] == [("x_01", "x_01_0000.nii.gz", "MR")]
     assert [p.case for p in problems] == ["x_02"]
-    assert label_names(cases, None, tmp_path) == {1: "liver"}
+    assert label_names(cases, None, tmp_path) == ({1: "liver"}, [])
+
+
+def test_four_digits_are_a_channel_only_where_the_label_map_lacks_them(tmp_path):
+    """AMOS numbers its cases so."""
+    images = [f"amos_{n}" for n in ("0001", "0004", "0507")] + ["x_0000", "x_0001"]
+    touch(*(tmp_path / "imagesTr" / f"{name}.nii.gz" for name in images))
+    touch(*(tmp_path / "labelsTr" / f"{name}.nii.gz" for name in ("amos_0001", "amos_0004", "x")))
+    cases, problems = find_cases(tmp_path)
+    assert [(c.name, c.image.name) for c in cases] == [
+        ("amos_0001", "amos_0001.nii.gz"),
+        ("amos_0004", "amos_0004.nii.gz"),
+        ("x", "x_0000.nii.gz"),
+    ]
+    assert [p.case for p in problems] == ["amos_0507"]
 
 
 def test_image_beside_label(tmp_path):
     touch(tmp_path / "ct_image.nii.gz", tmp_path / "ct_label.nii.gz", tmp_path / "image.nii", tmp_path / "label.nii")
-    touch(tmp_path / "mr_image.nii")
+    touch(tmp_path / "mr_image.nii", tmp_path / "pet_label.nii", tmp_path / "notes.nii")
     (tmp_path / "labels.json").write_text('{"1": "tumour"}')
     cases, problems = find_cases(tmp_path)
-    assert [c.name for c in cases] == ["ct", tmp_path.name] and [p.case for p in problems] == ["mr"]
-    assert label_names(cases, None, tmp_path) == {1: "tumour"}
+    assert [c.name for c in cases] == ["ct", tmp_path.name] and sorted(p.case for p in problems) == ["mr", "pet"]
+    assert any("pet_label.nii has no image" in p.reason for p in problems) and not any(p.scored for p in problems)
+    assert label_names(cases, None, tmp_path) == ({1: "tumour"}, [])
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
@@ -79,7 +94,13 @@ def test_an_unknown_layout_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [{"1": "a", "2": "b"}, {"a": 1, "b": 2}, {"labels": {"background": 0, "a": 1, "b": 2}}]
+    "content",
+    [
+        {"1": "a", "2": "b"},
+        {"a": 1, "b": 2},
+        {"labels": {"background": 0, "a": 1, "b": 2}},
+        {"1": "a", "2": "b", "source": "hand", "3": None, "4": ["c"]},
+    ],
 )
 def test_tables_of_names(content):
     assert parse_names(content) == {1: "a", 2: "b"}
@@ -91,8 +112,61 @@ def test_a_file_of_names_that_is_none(tmp_path):
         label_names([], tmp_path / "n.json", None)
 
 
+@pytest.mark.parametrize("content", ['{"1": "liver",}', '["liver"]', '{"source": "hand"}', "\xff"])
+def test_a_damaged_file_of_names_near_the_data_is_noted(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content, encoding="latin-1")
+    (tmp_path / "dataset.json").write_text('{"release": "2"}')  # holds no names, and need not
+    names, notes = label_names([], None, tmp_path)
+    assert names == {} and len(notes) == 1 and "labels.json" in notes[0].reason and notes[0].scored
+
+
 def test_modalities():
     assert [modality_name(n) for n in ("mri", "CT", "Ultrasound", "xray", "OCT")] == ["MR", "CT", "US", "X-ray", "OCT"]
+    assert modality_name("Microscope") == "microscopy"
+
+
+@pytest.mark.parametrize(
+    "stem, modality",
+    [
+        ("CT_a", "CT"),
+        ("3DBox_CT_0566", "CT"),
+        ("2DBox_XRay_1", "X-ray"),
+        ("2DBox_X-Ray_1", "X-ray"),
+        ("2DBox_Microscope_7", "microscopy"),
+        ("liver_CT_1", "unknown"),
+        ("case1", "unknown"),
+    ],
+)
+def test_archives_say_their_modality_in_one_folder_and_in_two(tmp_path, stem, modality):
+    array = np.ones((2, 3, 4), np.uint8)
+    for folder in ("i", "l", "both"):
+        (tmp_path / folder).mkdir()
+    np.savez(tmp_path / "both" / f"{stem}.npz", imgs=array, gts=array)
+    np.savez(tmp_path / "i" / f"{stem}.npz", imgs=array)
+    np.savez(tmp_path / "l" / f"{stem}.npz", gts=array)
+    files = [tmp_path / folder / f"{stem}.npz" for folder in ("i", "l")]
+    for cases, problems in (
+        find_cases(tmp_path / "both"),
+        pair_folders(tmp_path / "i", tmp_path / "l"),
+        pair_folders(*files),
+    ):
+        assert [c.modality for c in cases] == [modality] and problems == []
+
+
+def test_archives_that_cannot_be_used_are_said(tmp_path):
+    array = np.ones((2, 3, 4), np.uint8)
+    np.savez(tmp_path / "CT_a.npz", imgs=array, gts=array)
+    np.savez(tmp_path / "CT_truth.npz", gts=array)
+    np.savez(tmp_path / "CT_other.npz", x=array)
+    (tmp_path / "CT_broken.npz").write_bytes(b"PK\x03\x04rubbish")
+    (tmp_path / "._CT_a.npz").write_bytes(b"hidden")
+    cases, problems = find_cases(tmp_path)
+    assert [c.name for c in cases] == ["CT_a"] and not any(p.scored for p in problems)
+    assert {p.case: p.reason for p in problems} == {
+        "CT_truth": "CT_truth.npz holds no image (imgs)",
+        "CT_other": "CT_other.npz holds no image (imgs) and no labels (gts)",
+        "CT_broken": "CT_broken.npz is not a whole .npz archive",
+    }
 
 
 def test_archives_of_the_challenge(tmp_path):

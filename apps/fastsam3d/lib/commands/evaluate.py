@@ -93,7 +93,8 @@ def main(args: argparse.Namespace) -> int:
     from ..sam.evaluation.cases import Case, Problem, label_names
 
     cases, problems = _cases(args)
-    names = label_names(cases, args.names, args.data or args.images)
+    names, unnamed = label_names(cases, args.names, args.data or args.images)
+    problems += unnamed
     if args.modality:
         modalities = _modalities(args.modality, cases)
         cases = [Case(c.name, c.image, c.labels, modalities.get(c.name, c.modality)) for c in cases]

@@ -18,13 +18,13 @@ from .grid import Grid
 from .volume_io import MAX_BYTES, TooLargeError, Volume, VolumeError
 
 
-def holds(path: Path, key: str) -> bool:
-    """Whether an archive has an array of that name; False for what is no archive."""
+def array_names(path: Path) -> frozenset[str] | None:
+    """The arrays of an archive; None for what is no whole archive."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return f"{key}.npy" in archive.namelist()
+            return frozenset(name.removesuffix(".npy") for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
-        return False
+        return None
 
 
 def read_npz(path: str | os.PathLike, key: str, max_bytes: int = MAX_BYTES) -> Volume:

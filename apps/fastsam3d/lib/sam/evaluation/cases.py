@@ -7,11 +7,12 @@ Layouts: two folders (or files) with equal file names; a folder of MONAI Label s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..npz_io import holds
+from ..npz_io import array_names
 from ..photo_io import SUFFIXES as PHOTOS
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", *PHOTOS)
@@ -20,7 +21,9 @@ MODALITIES = ("CT", "MR", "PET", "US", "X-ray", "dermoscopy", "endoscopy", "fund
 
 UNKNOWN = "unknown"
 _ALIASES = {"mri": "MR", "ultrasound": "US", "xray": "X-ray", "x_ray": "X-ray", "cxr": "X-ray", "pt": "PET"}
-_NAMES_FILE = "labels.json"
+_ALIASES |= {"microscope": "microscopy"}
+_ARCHIVE = ".npz"
+_NAMES_FILE, _DESCRIPTION = "labels.json", "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def pair_folders(images: Path, labels: Path) -> tuple[list[Case], list[Problem]]
         ValueError: no pair at all.
     """
     if images.is_file():
-        return [Case(_stem(images), images, labels)], []
+        return [Case(_stem(images), images, labels, _archive_modality(images))], []
     scans, maps = _files(images), _files(labels)
     by_stem = {_stem(p): p for p in maps.values()}
     cases, problems = [], []
@@ -82,7 +85,7 @@ def pair_folders(images: Path, labels: Path) -> tuple[list[Case], list[Problem]]
         if partner is None:
             problems.append(Problem(_stem(path), f"{name} has no label map of the same name in {labels}"))
         else:
-            cases.append(Case(_stem(path), path, partner))
+            cases.append(Case(_stem(path), path, partner, _archive_modality(path)))
     used = {c.labels for c in cases}
     problems += [
         Problem(_stem(p), f"the label map {name} has no image of the same name in {images}")
@@ -100,17 +103,13 @@ def find_cases(folder: Path) -> tuple[list[Case], list[Problem]]:
     Raises:
         ValueError: the folder is of no known layout, or holds no pair.
     """
-    description = _json(folder / "dataset.json")
     if (folder / "imagesTr").is_dir() and (folder / "labelsTr").is_dir():
-        return _nnunet(folder, description)
+        return _nnunet(folder, _json(folder / _DESCRIPTION))
     if (folder / "labels" / "final").is_dir():
         return pair_folders(folder, folder / "labels" / "final")
-    archives = [p for p in sorted(folder.glob("*.npz")) if holds(p, "imgs")]
-    if archives:
-        cases = [Case(p.stem, p, p, modality_name(p.stem.split("_")[0])) for p in archives if holds(p, "gts")]
-        cases = [c if c.modality in MODALITIES else Case(c.name, c.image, c.labels) for c in cases]
-        found = {c.image for c in cases}
-        problems = [Problem(p.stem, f"{p.name} holds no labels (gts)") for p in archives if p not in found]
+    archives = {p: array_names(p) for p in _files(folder).values() if p.name.lower().endswith(_ARCHIVE)}
+    if any(held and "imgs" in held for held in archives.values()):
+        cases, problems = _archives(archives)
     else:
         cases, problems = _side_by_side(folder)
     if not cases:
@@ -131,15 +130,18 @@ def unique(cases: list[Case]) -> tuple[list[Case], list[Problem]]:
     return list(first.values()), [Problem(c.name, reason.format(c.image.name, first[c.name].image.name)) for c in again]
 
 
-def label_names(cases: list[Case], given: Path | None, folder: Path | None) -> dict[int, str]:
+def label_names(cases: list[Case], given: Path | None, folder: Path | None) -> tuple[dict[int, str], list[Problem]]:
     """{value: name} from the file that the user names, else from labels.json or dataset.json near the data.
+
+    Returns:
+        The names, and a note for every file near the data that should hold them and cannot be used.
 
     Raises:
         ValueError: the user's file is no such table.
     """
     if given is not None:
         try:
-            return parse_names(json.loads(given.read_text(encoding="utf-8")))
+            return parse_names(json.loads(given.read_text(encoding="utf-8"))), []
         except ValueError as error:
             raise ValueError(f"{given} must map values to names, as {{'1': 'liver'}}: {error}") from error
     near = [folder] if folder else []
@@ -147,19 +149,31 @@ def label_names(cases: list[Case], given: Path | None, folder: Path | None) -> d
         near += [case.labels.parent, case.labels.parent.parent, case.image.parent]
         if case.image.parent in case.labels.parents:  # MONAI Label studies
             near.append(case.image.parent.parent)
-    for place in near:
-        for name in (_NAMES_FILE, "dataset.json"):
-            try:
-                names = parse_names(_json(place / name))
-            except ValueError:
-                continue
-            if names:
-                return names
-    return {}
+    notes: list[Problem] = []
+    for path in dict.fromkeys(place / name for place in near for name in (_NAMES_FILE, _DESCRIPTION)):
+        names, note = _names_in(path)
+        notes += note
+        if names:
+            return names, notes
+    return {}, notes
+
+
+def _names_in(path: Path) -> tuple[dict[int, str], list[Problem]]:
+    """The names of a file that need not be there, and a note where it is damaged."""
+    try:
+        return parse_names(json.loads(path.read_text(encoding="utf-8"))), []
+    except OSError:
+        return {}, []
+    except ValueError as error:
+        if path.name == _DESCRIPTION and _json(path) is not None:  # one without names is none the worse for it
+            return {}, []
+        return {}, [Problem("", f"the names in {path} are not used: {error}", scored=True)]
 
 
 def parse_names(content: object) -> dict[int, str]:
-    """Reads {"1": "liver"}, {"liver": 1} or either under the key "labels"; regions of several values are left out.
+    """Reads {"1": "liver"}, {"liver": 1} or either under the key "labels"; entries of another form are left out.
+
+    Such entries are nnU-Net's regions of several values, and remarks.
 
     Raises:
         ValueError: nothing of that kind.
@@ -170,20 +184,24 @@ def parse_names(content: object) -> dict[int, str]:
         raise ValueError(f"a table of names must be an object, got {type(content).__name__}")
     names: dict[int, str] = {}
     for key, value in content.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", str(key)):
             names[int(key)] = value
         elif isinstance(value, int) and not isinstance(value, bool):
             names[value] = str(key)
+    if content and not names:
+        raise ValueError(f"none of its {len(content)} entries gives a value a name")
     return {value: name for value, name in names.items() if value != 0}
 
 
 def _nnunet(folder: Path, description: object) -> tuple[list[Case], list[Problem]]:
     description = description if isinstance(description, Mapping) else {}
-    channels = description.get("channel_names") or description.get("modality") or {}
-    modality = modality_name(str(channels.get("0", ""))) if isinstance(channels, Mapping) else UNKNOWN
+    kinds = description.get("channel_names") or description.get("modality") or {}
+    modality = modality_name(str(kinds.get("0", ""))) if isinstance(kinds, Mapping) else UNKNOWN
     scans, maps = _files(folder / "imagesTr"), _files(folder / "labelsTr")
-    first = {_stem(p).removesuffix("_0000"): p for p in scans.values() if not _other_channel(_stem(p))}
     labels = {_stem(p): p for p in maps.values()}
+    stems = {_stem(p): p for p in scans.values()}
+    channels = {stem: _channel(stem, labels, stems) for stem in stems}
+    first = {name: stems[stem] for stem, (name, channel) in channels.items() if channel == 0}
     cases = [Case(name, path, labels[name], modality) for name, path in first.items() if name in labels]
     problems = [Problem(n, f"no label map of that name in {folder / 'labelsTr'}") for n in first if n not in labels]
     problems += [Problem(n, f"no image of that name in {folder / 'imagesTr'}") for n in labels if n not in first]
@@ -192,13 +210,47 @@ def _nnunet(folder: Path, description: object) -> tuple[list[Case], list[Problem
     return cases, problems
 
 
-def _other_channel(stem: str) -> bool:
-    number = stem.rpartition("_")[2]
-    return len(number) == 4 and number.isdecimal() and number != "0000"
+def _channel(stem: str, labels: Iterable[str], images: Iterable[str]) -> tuple[str, int]:
+    """The case that an image belongs to, and which channel it is: four digits at the end may also be the case's own number."""
+    name, _, number = stem.rpartition("_")
+    numbered = len(number) == 4 and number.isdecimal() and stem not in labels
+    if numbered and (name in labels or f"{name}_0000" in images):
+        return name, int(number)
+    return stem, 0
+
+
+def _archives(found: Mapping[Path, frozenset[str] | None]) -> tuple[list[Case], list[Problem]]:
+    """Archives with images and labels, by the names of their arrays (None: damaged)."""
+    cases, problems = [], []
+    for path, held in found.items():
+        missing = [] if held is None else [key for key in ("imgs", "gts") if key not in held]
+        if held is None:
+            problems.append(Problem(_stem(path), f"{path.name} is not a whole .npz archive"))
+        elif missing:
+            what = {"imgs": "no image (imgs)", "gts": "no labels (gts)"}
+            problems.append(Problem(_stem(path), f"{path.name} holds {' and '.join(what[key] for key in missing)}"))
+        else:
+            cases.append(Case(_stem(path), path, path, _archive_modality(path)))
+    return cases, problems
+
+
+def _archive_modality(path: Path) -> str:
+    """The modality that a challenge's archive begins with, as in CT_1.npz and 3DBox_CT_1.npz."""
+    if not path.name.lower().endswith(_ARCHIVE):
+        return UNKNOWN
+    first = re.sub(r"^[23]DBox_", "", _stem(path), flags=re.IGNORECASE).split("_")[0]
+    modality = modality_name(first)
+    return modality if modality in MODALITIES else UNKNOWN
 
 
 def _side_by_side(folder: Path) -> tuple[list[Case], list[Problem]]:
     cases, problems = [], []
+    stems = {_stem(path): path for path in _files(folder).values()}
+    problems += [
+        Problem(stem.removesuffix("label").rstrip("_-") or folder.name, f"{path.name} has no image beside it")
+        for stem, path in stems.items()
+        if stem.endswith("label") and stem.removesuffix("label") + "image" not in stems
+    ]
     for path in _files(folder).values():
         stem = _stem(path)
         if not stem.endswith("image"):
