@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from lib.cli import main
-from lib.sam.evaluation.compare import differences, pairs, regressions
+from lib.sam.evaluation.compare import by_model, differences, pairs, read_rows, regressions
 from lib.sam.evaluation.summary import challenge_metrics
 
 
@@ -46,13 +46,60 @@ def test_regressions_are_listed_worst_first():
     first = [row("a", 1, [0.9]), row("a", 2, [0.9]), row("b", 1, [0.5], box={"dice": 0.9, "nsd": 0.9})]
     second = [row("a", 1, [0.8]), row("a", 2, [0.89]), row("b", 1, [0.6], box={"dice": 0.2, "nsd": 0.2})]
     fallen = regressions(pairs(first, second)[0])
-    assert [(r.case, r.label, r.metric) for r in fallen] == [("b", 1, "Dice of a box"), ("a", 1, "Dice after 1 clicks")]
+    assert [(r.case, r.label, r.model, r.metric) for r in fallen] == [
+        ("b", 1, "m", "Dice of a box"),
+        ("b", 1, "m", "NSD of a box"),
+        ("a", 1, "m", "Dice after 1 click"),
+        ("a", 1, "m", "NSD after 1 click"),
+    ]
+
+
+def test_areas_are_those_under_the_clicks_that_both_have():
+    curve = [0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.9, 0.9]
+    for first, second in ((curve, curve[:5]), (curve[:5], curve)):
+        found, _ = pairs([row("a", 1, first)], [row("a", 1, second)])
+        compared = {d.metric: d for d in differences(found)}
+        assert compared["Dice, area over clicks"].mean == 0 == compared["NSD, area over clicks"].mean
+        assert compared["Dice, area over clicks"].first == pytest.approx((0.15 + 0.5 + 0.6 + 0.7 + 0.375) / 4)
+        assert "Dice after 5 clicks" in compared and "Dice after 10 clicks" not in compared
+
+
+def test_several_models_are_not_pooled():
+    first = [row(f"c{n}", 1, [0.8], model) for n in range(4) for model in ("x", "y")]
+    second = [row(f"c{n}", 1, [0.9 if model == "x" else 0.7], model) for n in range(4) for model in ("x", "y")]
+    found, _ = pairs(first, second)
+    means = {model: differences(chosen)[0].mean for model, chosen in by_model(found).items()}
+    assert means == {"x": pytest.approx(0.1), "y": pytest.approx(-0.1)}
+    assert {r.model for r in regressions(found)} == {"y"}
+    assert list(by_model([(row("a", 1, [1.0], "x"), row("a", 1, [1.0], "y"))])) == ["x, then y"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"dice": None}, "dice"),
+        ({"nsd": [0.1, 0.2]}, "nsd"),
+        ({"dice": ["much"]}, "dice"),
+        ({"dice": [float("nan")]}, "dice"),
+        ({"clicks": 1}, "clicks"),
+        ({"box": {"dice": 0.5}}, "box"),
+        ({"case": ["a"]}, "case"),
+        ({"label": "1"}, "label"),
+    ],
+)
+def test_a_row_of_another_form_is_refused(tmp_path, change, said):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([row("a", 1, [0.5]), row("b", 1, [0.5]) | change]))
+    with pytest.raises(ValueError, match=rf"m\.json.*row 2 {said}"):
+        read_rows(path)
 
 
 def test_pairs_need_something_in_common():
     a = [row("a", 1, [0.5], "x"), row("b", 1, [0.5], "x")]
     found, notes = pairs(a, [row("a", 1, [0.6], "y")])  # one model each: taken as the same thing twice
-    assert len(found) == 1 and notes == ["1 rows only in A"]
+    assert len(found) == 1 and notes == ["only in A: b, n1 (1), x, points"]
+    _, notes = pairs(a, [row("a", 1, [0.6], "x"), row("a", 1, [0.6], "y")])
+    assert notes == ["only in A: b, n1 (1), x, points", "only in B: the model y"]
     with pytest.raises(ValueError, match="in common"):
         pairs(a, [row("z", 1, [0.6], "x")])
     with pytest.raises(ValueError, match="share a model"):
@@ -65,7 +112,8 @@ def test_the_command_compares(tmp_path, capsys):
         path.write_text(json.dumps(rows))
     assert main(["evaluate", "--compare", *map(str, paths)]) == 0
     text = capsys.readouterr().out
-    assert "-0.1000" in text and "worse" in text and "12 regressions" in text
+    assert "-0.1000" in text and "worse" in text and "24 regressions" in text
+    assert "m: 12 structures" in text and "c0, n1 (1), m, Dice after 3 clicks" in text
     paths[1].write_text('[{"case": "a"}]')
     assert main(["evaluate", "--compare", *map(str, paths)]) == 2
     assert "keys" in capsys.readouterr().err

@@ -282,14 +282,16 @@ def _compare(first: Path, second: Path) -> int:
     from ..sam.evaluation import compare
 
     found, notes = compare.pairs(compare.read_rows(first), compare.read_rows(second))
-    emit(f"A {first}\nB {second}\n{len(found)} structures in both; B - A with 95 % bootstrap intervals over cases")
-    for d in compare.differences(found):
-        mark = "" if not d.clear else " better" if d.mean > 0 else " worse"
-        emit(f"{d.metric:26s} A {d.first:.4f}  B {d.second:.4f}  {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{mark}")
+    emit(f"A {first}\nB {second}\n{len(found)} results in both; B - A with 95 % bootstrap intervals over cases")
+    for model, chosen in compare.by_model(found).items():
+        emit(f"{model}: {len(chosen)} structures")
+        for d in compare.differences(chosen):
+            mark = "" if not d.clear else " better" if d.mean > 0 else " worse"
+            emit(f"{d.metric:26s} A {d.first:.4f}  B {d.second:.4f}  {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{mark}")
     fallen = compare.regressions(found)
     emit(f"{len(fallen)} regressions of more than {compare.REGRESSION:g}")
     for r in fallen:
-        emit(f"  {r.case}, {r.name} ({r.label}), {r.metric}: {r.first:.3f} -> {r.second:.3f}")
+        emit(f"  {r.case}, {r.name} ({r.label}), {r.model}, {r.metric}: {r.first:.3f} -> {r.second:.3f}")
     for note in notes:
         emit(note)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .summary import shown_clicks
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 REGRESSION = 0.02
-"""A structure whose Dice falls by more than this is listed."""
+"""A structure whose Dice or NSD falls by more than this is listed."""
 
 _KEYS = {
     "case",
@@ -59,11 +60,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Regression:
-    """A structure that B does worse than A."""
+    """A structure that B does worse than A.
+
+    Attributes:
+        case, label, name: which one. model: of B. metric: such as "NSD of a box". first, second: of A and B.
+    """
 
     case: str
     label: int
     name: str
+    model: str
     metric: str
     first: float
     second: float
@@ -81,14 +87,41 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} must be a metrics.json of this command: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _KEYS for row in rows):
         raise ValueError(f"{path} must be a list of rows with the keys {', '.join(sorted(_KEYS))}")
+    for number, row in enumerate(rows, start=1):
+        fault = _fault(row)
+        if fault:
+            raise ValueError(f"{path} is no metrics.json of this command: in row {number} {fault}")
     return rows
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """What is wrong with a row; nothing where all is as `evaluate` writes it."""
+    for key in ("case", "name", "model", "protocol"):
+        if not isinstance(row[key], str):
+            return f"{key} must be text, got {row[key]!r}"
+    if not isinstance(row["label"], int):
+        return f"label must be a whole number, got {row['label']!r}"
+    if not isinstance(row["clicks"], list):
+        return f"clicks must be a list, got {row['clicks']!r}"
+    for key in ("dice", "nsd"):
+        scores = row[key]
+        if not isinstance(scores, list) or not all(map(_is_score, scores)) or len(scores) != len(row["clicks"]):
+            return f"{key} must be one number a click, got {str(scores)[:80]}"
+    box = row["box"]
+    if box is not None and not (isinstance(box, dict) and all(_is_score(box.get(key)) for key in ("dice", "nsd"))):
+        return f"box must be null or have a dice and an nsd, got {str(box)[:80]}"
+    return ""
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def pairs(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[list[tuple[dict, dict]], list[str]]:
     """Rows of the same case, label and protocol: of the same model where both files hold it, else of the only one in each.
 
     Returns:
-        The pairs, and notes about rows without a partner.
+        The pairs, and a note about every row without a partner.
 
     Raises:
         ValueError: nothing to pair, or several models that do not correspond.
@@ -106,19 +139,36 @@ def pairs(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[li
     found = [(a[key], b[key]) for key in a if key in b]
     if not found:
         raise ValueError("the two files have no structure (case, label, protocol) in common")
+    sides = (("A", first, a, b), ("B", second, b, a))
     notes = [
-        f"{len(x.keys() - y.keys())} rows only in {name}"
-        for name, x, y in (("A", a, b), ("B", b, a))
-        if x.keys() - y.keys()
+        f"only in {side}: {row['case']}, {row['name']} ({row['label']}), {row['model']}, {row['protocol']}"
+        for side, _, x, y in sides
+        for key, row in x.items()
+        if key not in y
     ]
+    for side, rows, _, _ in sides if common else ():
+        notes += [f"only in {side}: the model {model}" for model in sorted({r["model"] for r in rows} - common)]
     return found, notes
 
 
+def by_model(found: list[tuple[Mapping, Mapping]]) -> dict[str, list[tuple[Mapping, Mapping]]]:
+    """Pairs by the model that they are of, "x, then y" where A and B hold another one each."""
+    groups: dict[str, list[tuple[Mapping, Mapping]]] = {}
+    for a, b in found:
+        name = a["model"] if a["model"] == b["model"] else f"{a['model']}, then {b['model']}"
+        groups.setdefault(name, []).append((a, b))
+    return groups
+
+
 def differences(found: list[tuple[Mapping, Mapping]], seed: int = 0) -> list[Difference]:
-    """Means of B - A with bootstrap intervals (percentiles over resampled cases: structures of a case are not independent)."""
-    shown = [n for n in shown_clicks([a for a, _ in found]) if n <= max(len(b["dice"]) for _, b in found)]
-    measures = [(f"Dice after {n} click{'s' * (n > 1)}", lambda r, n=n: _at(r["dice"], n)) for n in shown]
-    measures += [(f"NSD after {n} click{'s' * (n > 1)}", lambda r, n=n: _at(r["nsd"], n)) for n in shown]
+    """Means of B - A with bootstrap intervals (percentiles over resampled cases: structures of a case are not independent).
+
+    Areas are those under the clicks that both rows of a pair have.
+    """
+    found = [_cut(a, b) for a, b in found]
+    shown = shown_clicks([a for a, _ in found])
+    measures = [(_after("Dice", n), lambda r, n=n: _at(r["dice"], n)) for n in shown]
+    measures += [(_after("NSD", n), lambda r, n=n: _at(r["nsd"], n)) for n in shown]
     measures += [
         ("Dice, area over clicks", lambda r: click_area(r["dice"]) if r["dice"] else None),
         ("NSD, area over clicks", lambda r: click_area(r["nsd"]) if r["nsd"] else None),
@@ -135,15 +185,30 @@ def differences(found: list[tuple[Mapping, Mapping]], seed: int = 0) -> list[Dif
 
 
 def regressions(found: list[tuple[Mapping, Mapping]], limit: float = REGRESSION) -> list[Regression]:
-    """Structures whose last Dice, or Dice of a box, fell by more than `limit`; the largest fall first."""
+    """Structures whose Dice or NSD, after the last click of both or of a box, fell by more than `limit`; worst first."""
     listed = []
     for a, b in found:
         steps = min(len(a["dice"]), len(b["dice"]))
-        values = [(f"Dice after {steps} clicks", a["dice"][steps - 1], b["dice"][steps - 1])] if steps else []
-        if a["box"] and b["box"]:
-            values.append(("Dice of a box", a["box"]["dice"], b["box"]["dice"]))
-        listed += [Regression(a["case"], a["label"], a["name"], m, x, y) for m, x, y in values if y < x - limit]
+        for kind, name in (("dice", "Dice"), ("nsd", "NSD")):
+            values = [(_after(name, steps), a[kind][steps - 1], b[kind][steps - 1])] if steps else []
+            if a["box"] and b["box"]:
+                values.append((f"{name} of a box", a["box"][kind], b["box"][kind]))
+            listed += [
+                Regression(a["case"], a["label"], a["name"], b["model"], metric, x, y)
+                for metric, x, y in values
+                if y < x - limit
+            ]
     return sorted(listed, key=lambda r: r.second - r.first)
+
+
+def _cut(a: Mapping, b: Mapping) -> tuple[Mapping, Mapping]:
+    """A pair with as many clicks as both have."""
+    steps = min(len(a["dice"]), len(b["dice"]))
+    return tuple({**row, **{key: row[key][:steps] for key in ("clicks", "dice", "nsd")}} for row in (a, b))
+
+
+def _after(name: str, clicks: int) -> str:
+    return f"{name} after {clicks} click{'s' * (clicks > 1)}"
 
 
 def _at(scores: list[float], n: int) -> float | None:
