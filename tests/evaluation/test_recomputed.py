@@ -146,8 +146,10 @@ def test_the_challenges_metrics_and_the_modalities(scored):
         masks = [[(saved(folder, row, step), truth_of(folder, row)) for row in chosen] for step in steps]
         dsc = [np.mean([overlap(*pair) for pair in pairs]) for pairs in masks]
         nsd = [np.mean([surface(*pair) for pair in pairs]) if d > 0.2 else 0.0 for d, pairs in zip(dsc, masks)]
-        assert shown[modality][1:3] == ["shifted", "2"] and shown[modality][-1] == f"{dsc[0]:.2f}"
+        of_box = np.mean([surface(*pair) for pair in masks[0]])
+        assert shown[modality][1:3] == ["shifted", "2"] and shown[modality][-2:] == [f"{dsc[0]:.2f}", f"{of_box:.2f}"]
         if protocol == "box2d":
+            assert report.tables["By modality"][0] == ["modality", "model", "structures", "box Dice", "box NSD"]
             continue
         assert shown[modality][3:5] == [f"{dsc[1]:.2f}", f"{dsc[-1]:.2f}"]
         areas = [sum((a + b) / 2 for a, b in zip(values[1:], values[2:])) for values in (dsc, nsd)]
@@ -159,6 +161,27 @@ def test_the_challenges_metrics_and_the_modalities(scored):
     assert list(found.values()) == pytest.approx(np.mean(list(per_case.values()), axis=0), abs=1e-4)
     assert list(found) == ["DSC_AUC", "NSD_AUC", "DSC_Final", "NSD_Final"] and json.dumps(found)
     assert min(d for row in rows for d in row["dice"]) < 0.2  # so that the rule about low Dice was needed
+
+
+def test_the_report_says_of_every_structure_how_soon_and_how_fast(scored):
+    protocol, rows, extras, _, _ = scored
+    report = Tables()
+    report.feed(html_report(rows, extras, [], {}, 0.9))
+    head, *lines = report.tables["By structure"]
+    for line in lines:
+        cells = dict(zip(head, line, strict=True))
+        chosen = [n for n, row in enumerate(rows) if row["name"] == cells["structure"]]
+        assert len(chosen) == 2 == int(cells["n"])
+        assert cells["box s"] == f"{np.median([extras[n]['box_seconds'] for n in chosen]):.2f}"
+        if protocol == "box2d":
+            assert not any(name.startswith(("Dice ", "NSD ", "clicks", "first", "later")) for name in head)
+            continue
+        areas = [sum((a + b) / 2 for a, b in zip(rows[n]["dice"], rows[n]["dice"][1:])) / 4 for n in chosen]
+        assert cells["Dice area"] == f"{np.mean(areas):.2f}" and cells["NSD area"]
+        first = [next((c for c, d in zip(rows[n]["clicks"], rows[n]["dice"]) if d >= 0.9), None) for n in chosen]
+        soon = [c for c in first if c is not None]
+        assert cells["clicks to Dice 0.9"] == (f"{np.median(soon):g}" if soon else "-")
+        assert (cells["first click s"], cells["later s"]) == ("0.10", "0.10")
 
 
 class Tables(HTMLParser):

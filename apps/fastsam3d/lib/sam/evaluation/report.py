@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from .cases import Problem
@@ -41,7 +41,7 @@ def html_report(
     parts = [_facts(facts)]
     if rows:
         parts += [_models(rows, goal), _curves(rows), _challenge(rows), _modalities(rows, goal)]
-        parts += [_structures(rows, goal), _large(rows, extras), _worst(rows, extras, pictures)]
+        parts += [_structures(rows, extras, goal), _large(rows, extras), _worst(rows, extras, pictures)]
     parts.append(_problems(problems))
     body = "\n".join(part for part in parts if part)
     return (
@@ -76,9 +76,9 @@ def _models(rows, goal: float) -> str:
             + [_two(a["first_seconds"]), _two(a["seconds"]), _two(a["box_dice"]), _two(a["box_nsd"])]
         )
     note = (
-        "<p class=n>Means over structures; medians for clicks and seconds. A dash: nothing of that kind was asked.</p>"
+        "<p class=n>Means over structures; medians for clicks and seconds. A dash: there is nothing of that kind.</p>"
     )
-    return "<h2>Models side by side</h2>" + _table(head, lines) + note
+    return "<h2>Models side by side</h2>" + _table(*_asked(head, lines)) + note
 
 
 def _curves(rows) -> str:
@@ -131,26 +131,40 @@ def _challenge(rows) -> str:
 
 def _modalities(rows, goal: float) -> str:
     last = max(len(row["clicks"]) for row in rows)
+    clicks = sorted({1, last}) if last else []
+    head = ["modality", "model", "structures", *(f"Dice {n}" for n in clicks), f"NSD {last}", "box Dice", "box NSD"]
     lines = []
     for modality, chosen in by_modality(rows).items():
         if not chosen:
-            lines.append([modality, "no data", *[""] * 5])
+            lines.append([modality, "no data", *[""] * (len(head) - 2)])
         for model, of_model in grouped(chosen, lambda row: row["model"]).items():
             a = averages(of_model, goal)
-            first, end = (_two(a["dice"].get(n)) for n in (1, last))
-            lines.append([modality, model, a["structures"], first, end, _two(a["nsd"].get(last)), _two(a["box_dice"])])
-    head = ["modality", "model", "structures", "Dice 1", f"Dice {last}", f"NSD {last}", "box Dice"]
-    return "<h2>By modality</h2>" + _table(head, lines, text=2)
+            scores = [*(a["dice"].get(n) for n in clicks), a["nsd"].get(last), a["box_dice"], a["box_nsd"]]
+            lines.append([modality, model, a["structures"], *map(_two, scores)])
+    return "<h2>By modality</h2>" + _table(*_asked(head, lines), text=2)
 
 
-def _structures(rows, goal: float) -> str:
+def _structures(rows, extras, goal: float) -> str:
     shown, lines = shown_clicks(rows), []
-    for (name, model), chosen in grouped(rows, lambda row: (row["name"], row["model"])).items():
-        a = averages(chosen, goal)
-        values = [*(a["dice"].get(n) for n in shown), *(a["nsd"].get(n) for n in shown), a["box_dice"], a["box_nsd"]]
-        lines.append([name, model, len(chosen), f"{fmean(r['volume_ml'] for r in chosen):.1f}", *map(_two, values)])
+    pairs = list(zip(rows, extras))
+    for (name, model), chosen in grouped(pairs, lambda pair: (pair[0]["name"], pair[0]["model"])).items():
+        a = averages([row for row, _ in chosen], goal)
+        waited = [extra["box_seconds"] for _, extra in chosen if extra.get("box_seconds") is not None]
+        scores = [*(a["dice"].get(n) for n in shown), *(a["nsd"].get(n) for n in shown), a["dice_area"], a["nsd_area"]]
+        reached = [a["clicks_to_goal"], _percent(a["reached"])]
+        rest = [a["first_seconds"], a["seconds"], a["box_dice"], a["box_nsd"], median(waited) if waited else None]
+        size = f"{fmean(row['volume_ml'] for row, _ in chosen):.1f}"
+        lines.append([name, model, len(chosen), size, *map(_two, scores), *reached, *map(_two, rest)])
     head = ["structure", "model", "n", "ml", *(f"Dice {n}" for n in shown), *(f"NSD {n}" for n in shown)]
-    return "<h2>By structure</h2>" + _table([*head, "box Dice", "box NSD"], sorted(lines), text=2)
+    head += ["Dice area", "NSD area", f"clicks to Dice {goal:g}", "reach it", "first click s", "later s"]
+    head += ["box Dice", "box NSD", "box s"]
+    return "<h2>By structure</h2>" + _table(*_asked(head, sorted(lines, key=lambda line: line[:2])), text=2)
+
+
+def _asked(head: list[Any], lines: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """A table without the columns that hold nothing in any line, such as clicks where only boxes were asked."""
+    kept = [n for n in range(len(head)) if any(line[n] not in (None, "") for line in lines)]
+    return [head[n] for n in kept], [[line[n] for n in kept] for line in lines]
 
 
 def _large(rows, extras) -> str:
