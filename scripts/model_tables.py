@@ -17,7 +17,7 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 
-from size_table import APP, NOT_ALL, ROOT, SEED, call
+from size_table import APP, NOT_ALL, ROOT, SEED, call, say_unscored
 
 DOCUMENT = ROOT / "docs" / "models.md"
 PHANTOMS = 3
@@ -46,6 +46,7 @@ def link(folder: Path, name: str, image: Path, label: Path) -> None:
 def evaluate(out: Path, *more: str | Path, protocol: Sequence[str] = ("--clicks", str(CLICKS))) -> list[dict]:
     """The rows of one evaluation."""
     call(APP, "evaluate", *more, "--parts", "largest", *protocol, "--out", out, accepted=(0, NOT_ALL))
+    say_unscored(out)
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -118,20 +119,27 @@ SETS = {"phantom": phantom, "ct": ct, "others": others, "slices": slices}
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line for each structure, and their mean."""
-    clicked = bool(rows[0]["clicks"])
+    """Markdown: a line for each structure, and their mean; a dash where nothing was measured."""
+    clicked = any(row["clicks"] for row in rows)
     shown = [f"{n} click{'s' * (n > 1)}" for n in SHOWN] if clicked else []
     columns = ["scan", "structure", "ml", *shown, "box"]
 
     def scores(row: dict) -> list[float]:
         box = [row["box"]["dice"] if row["box"] else float("nan")]
-        return [row["dice"][row["clicks"].index(n)] for n in SHOWN] + box if clicked else box
+        found = dict(zip(row["clicks"], row["dice"]))
+        return [found.get(n, float("nan")) for n in SHOWN] + box if clicked else box
 
     lines = [[row["case"], row["name"].replace("_", " "), f"{row['volume_ml']:.1f}", *scores(row)] for row in rows]
-    means = [fmean(x for x in column if not isnan(x)) for column in zip(*map(scores, rows))]
+    means = [mean(column) for column in zip(*map(scores, rows))] or [float("nan")]
     lines.append([f"**mean of {len(rows)}**", "", "", *means])
     cells = [[c if isinstance(c, str) else "-" if isnan(c) else f"{c:.2f}" for c in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *cells])
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of those that are numbers, NaN where none is."""
+    known = [value for value in values if not isnan(value)]
+    return fmean(known) if known else float("nan")
 
 
 def put(document: Path, name: str, text: str) -> None:
@@ -162,9 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"tables are {', '.join(SETS)}, got {', '.join(unknown)}")
     for name in wanted:
-        made = table(SETS[name](args))
+        rows = SETS[name](args)
+        made = table(rows)
         print(f"{name}\n\n{made}\n", flush=True)
-        if args.write:
+        if args.write and rows:
             put(DOCUMENT, name, made)
     return 0
 

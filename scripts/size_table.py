@@ -38,10 +38,19 @@ def call(*command: str | Path, accepted: Sequence[int] = (0,)) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))} ended with status {status}")
 
 
+def say_unscored(out: Path) -> None:
+    """Prints to stderr what an evaluation did not score, which its table lacks."""
+    for problem in json.loads((out / "problems.json").read_text(encoding="utf-8")):
+        if not problem["scored"]:
+            where = [problem["case"], problem["model"], "" if problem["label"] is None else f"label {problem['label']}"]
+            print(f"not scored: {', '.join(filter(None, where))}: {problem['reason']}", file=sys.stderr)
+
+
 def measure(data: Sequence[str | Path], out: Path, more: Sequence[str]) -> list[dict[str, str]]:
     """One evaluation; the lines of its metrics.csv joined with the rows of its metrics.json."""
     given = ["--model", "fastsam3d", "--clicks", str(CLICKS), "--out", out]
     call(APP, "evaluate", *data, *given, *more, accepted=(0, NOT_ALL))
+    say_unscored(out)
     rows = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     head, *lines = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()
     column = head.split(",").index("patch_ceiling") - len(head.split(","))  # from the end: names may hold commas

@@ -1,5 +1,6 @@
 """The script that writes the tables of docs/models.md: its tables, and where they go."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,6 +38,33 @@ def test_a_table_shows_some_clicks_and_means_of_what_was_measured(script):
 
 def test_boxes_alone_have_one_column(script):
     assert script.table([row("a", "b", 1, [], 0.25)]).splitlines()[2] == "| a | b | 1.0 | 0.25 |"
+
+
+def test_tables_without_boxes_and_without_rows(script):
+    lines = script.table([row("a", "b", 1, [0.5] * 10, None), row("a", "c", 1, [], None)]).splitlines()
+    assert lines[2:] == [
+        "| a | b | 1.0 | 0.50 | 0.50 | 0.50 | 0.50 | - |",
+        "| a | c | 1.0 | - | - | - | - | - |",
+        "| **mean of 2** |  |  | 0.50 | 0.50 | 0.50 | 0.50 | - |",
+    ]
+    assert script.table([]).splitlines()[2:] == ["| **mean of 0** |  |  | - |"]
+
+
+def test_what_was_not_scored_is_printed_and_an_empty_table_replaces_none(script, monkeypatch, tmp_path, capsys):
+    problem = {"case": "a", "model": "m", "label": 3, "reason": "its image is damaged", "scored": False}
+
+    def call(*command, accepted=(0,)):
+        if "evaluate" in command:
+            out = Path(command[command.index("--out") + 1])
+            out.mkdir(parents=True)
+            (out / "metrics.json").write_text("[]")
+            (out / "problems.json").write_text(json.dumps([problem, problem | {"scored": True, "case": "noted"}]))
+
+    monkeypatch.setattr(script, "call", call)
+    monkeypatch.setattr(script, "put", lambda *a: pytest.fail("an empty table was written"))
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "phantom", "--write"]
+    assert script.main(arguments) == 0
+    assert capsys.readouterr().err == "not scored: a, m, label 3: its image is damaged\n"
 
 
 def test_a_table_takes_the_place_of_its_name_alone(script, tmp_path):

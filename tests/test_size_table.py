@@ -32,6 +32,7 @@ def test_a_pair_of_lungs_is_measured_whole_and_small_structures_by_their_largest
         out.mkdir(parents=True)
         rows = [{"volume_ml": ml, "dice": [0.5] * script.CLICKS, "box": None} for ml in (1.99, 2.0)]
         (out / "metrics.json").write_text(json.dumps(rows))
+        (out / "problems.json").write_text("[]")
         (out / "metrics.csv").write_text("name,patch_ceiling\na,1.0\nb,1.0\n")
 
     monkeypatch.setattr(script, "call", call)
