@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import time
+from math import inf
 from pathlib import Path
 
 from ..cli import UserError, emit
@@ -140,6 +141,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--data must be a folder, got {args.data}")
     if args.data is None and args.images.is_file() != args.labels.is_file():
         raise UserError("--images and --labels must be two folders or two files")
+    if not 0 < args.goal <= 1:
+        raise UserError(f"--goal must be a Dice, more than 0 and at most 1, got {args.goal}")
+    if not 0 <= args.min_ml < inf:
+        raise UserError(f"--min-ml must be a number of ml, at least 0, got {args.min_ml}")
     if args.clicks is not None and not 1 <= args.clicks <= 200:
         raise UserError(f"--clicks must be 1 to 200, got {args.clicks}")
     if args.workers < 1:
@@ -147,6 +152,19 @@ def _check(args: argparse.Namespace) -> None:
     reference.check(args)
     if not 0 <= args.tolerance < 1000:
         raise UserError(f"--tolerance must be a number of mm, at least 0, got {args.tolerance}")
+    _check_device(args.device)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    from ..sam.device import choose_device
+
+    device = choose_device(name)
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise UserError(f"--device {name} does not work here; use cpu or auto: {error}") from error
 
 
 def _cases(args: argparse.Namespace):
@@ -191,10 +209,12 @@ def _choices(args: argparse.Namespace):
     chosen: dict[str, str] = {}
     for part in filter(None, (args.weights or "").split(",")):
         model, equals, where = part.partition("=")
-        chosen[model if equals else names[0]] = where if equals else part
-    unknown = sorted(set(chosen) - set(names))
-    if unknown:
-        raise UserError(f"--weights names {', '.join(unknown)}, which --model does not")
+        if equals and model in names:
+            chosen[model] = where
+        elif equals and "/" not in model and not Path(part).exists():
+            raise UserError(f"--weights names {model}, which --model does not")
+        else:  # a path, which may hold a = too
+            chosen[names[0]] = part
     return [ModelChoice(name, MODEL_DIR, chosen.get(name), tuple(args.set), args.device) for name in names]
 
 

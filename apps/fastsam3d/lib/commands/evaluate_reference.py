@@ -44,7 +44,7 @@ def check(args: argparse.Namespace) -> None:
         )
         if value is not None
     ]
-    if given and NAME not in args.model.split(","):
+    if given and NAME not in [name.strip() for name in args.model.split(",")]:
         raise UserError(f"{', '.join(given)} goes with --model {NAME}, got --model {args.model}")
     if args.train is not None and (len(args.train) > 2 or not all(path.is_dir() for path in args.train)):
         raise UserError("--train takes one folder, or two of images and label maps")

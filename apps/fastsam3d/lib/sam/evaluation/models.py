@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,17 @@ from .supervised import NAME as SUPERVISED
 from .supervised import Supervised, networks_version
 from .transformers_sam import NAMES, TransformersSam, sam_version
 from .volume_model import VolumeModel
+
+_VALUES: dict[str, tuple[str, Callable[..., bool]]] = {
+    "spacing_mm": ("0.05 to 50", lambda v: 0.05 <= v <= 50),
+    "intensity": ('"znorm_positive" or "percentile_rank"', lambda v: v in ("znorm_positive", "percentile_rank")),
+    "lattice": ('"corner" or "click"', lambda v: v in ("corner", "click")),
+    "replay": ('"last" or "all"', lambda v: v in ("last", "all")),
+    "first_passes": ("1 to 20", lambda v: 1 <= v <= 20),
+    "background_passes": ("1 to 20", lambda v: 1 <= v <= 20),
+    "steady": ("0 to 1", lambda v: 0 <= v <= 1),
+}
+"""What the fields of a `SamSpec` may be, beyond their types."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ def changed_spec(spec: SamSpec, changes: tuple[str, ...] | list[str]) -> SamSpec
     """The spec with `field=value` changes, values as in JSON (`zoom=false`, `replay="last"`).
 
     Raises:
-        ValueError: an unknown field, or a value that is not of the field's type.
+        ValueError: an unknown field, or a value that is not of the field's type or that no network can work with.
     """
     for change in changes:
         name, _, text = change.partition("=")
@@ -101,7 +113,12 @@ def changed_spec(spec: SamSpec, changes: tuple[str, ...] | list[str]) -> SamSpec
             value = json.loads(text)
         except ValueError:
             value = None
+        if type(value) is int and type(plain.get(name)) is float:
+            value = float(value)
         if name not in plain or type(value) is not type(plain[name]):
             raise ValueError(f"--set takes FIELD=VALUE with one of {', '.join(plain)} and a JSON value, got {change!r}")
+        allowed, fits = _VALUES.get(name, ("", lambda _: True))
+        if not fits(value):
+            raise ValueError(f"--set {name} must be {allowed}, got {text}")
         spec = dataclasses.replace(spec, **{name: value})
     return spec
