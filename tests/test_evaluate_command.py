@@ -6,12 +6,15 @@ import os
 import re
 import signal
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from lib.cli import main
 from lib.sam.evaluation.models import changed_spec
+from lib.sam.registry import REGISTRY
 from lib.sam.zoo import get_spec
 from PIL import Image
 
@@ -63,6 +66,14 @@ def data(tmp_path):
     save(tmp_path / "labels" / "a.nii.gz", labels)
     (tmp_path / "labels.json").write_text('{"7": "large ball"}')
     return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The random walker without its walk, for tests of what surrounds an answer."""
+    import lib.sam.evaluation.random_walker as walker
+
+    monkeypatch.setattr(walker, "_walked", lambda frame, array, seeds: frame.crop(array) > 90)
 
 
 def evaluate(folder, *more, out="out", model="random_walker"):
@@ -263,6 +274,19 @@ def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(data, capsys, 
     [
         (["--clicks", "0"], "--clicks"),
         (["--set", "zom=false"], "FIELD=VALUE"),
+        (["--set", "first_passes=0"], "first_passes must be 1 to 20"),
+        (["--set", 'lattice="nonsense"'], 'lattice must be "corner" or "click"'),
+        (["--set", 'replay="foo"'], "replay must be"),
+        (["--set", "spacing_mm=-1"], "spacing_mm must be"),
+        (["--set", "steady=NaN"], "steady must be"),
+        (["--device", "meta"], "--device meta"),
+        (["--device", "nonsense"], "nonsense"),
+        (["--goal", "nan"], "--goal"),
+        (["--goal", "5"], "--goal"),
+        (["--min-ml", "nan"], "--min-ml"),
+        (["--min-ml", "-1"], "--min-ml"),
+        (["--model", "random_walker, supervised", "--folds", "1"], "--folds must be"),
+        (["--model", "fastsam3d", "--weights", "/nowhere/lr=3/w.safetensors"], "/nowhere/lr=3/w.safetensors"),
         (["--workers", "0"], "--workers"),
         (["--only", "x"], "--only"),
         (["--only", "9"], "no structure"),
@@ -277,7 +301,103 @@ def test_a_worker_that_is_killed_ends_the_run_which_goes_on_later(data, capsys, 
 )
 def test_bad_arguments(data, capsys, more, said):
     assert evaluate(data, *more) == 2
-    assert said in capsys.readouterr().err
+    assert said in capsys.readouterr().err and not (data / "out" / "cases").exists()
+
+
+def test_a_device_that_this_machine_lacks_is_refused(data, capsys):
+    if torch.backends.mps.is_available():
+        pytest.skip("it has one")
+    assert evaluate(data, "--device", "mps") == 2 and "--device mps" in capsys.readouterr().err
+
+
+def test_a_defect_in_one_structure_costs_no_other(data, quick, monkeypatch):
+    import lib.sam.evaluation.score as scoring
+
+    honest = scoring.dice
+
+    def broken(pred, target):
+        if target[28, 22, 12]:
+            raise KeyError("a defect")
+        return honest(pred, target)
+
+    monkeypatch.setattr(scoring, "dice", broken)
+    assert evaluate(data, "--clicks", "1") == 3
+    assert [row["label"] for row in rows_of(data)] == [7]
+    (problem,) = json.loads((data / "out" / "problems.json").read_text())
+    assert problem["label"] == 300 and "KeyError" in problem["reason"] and not problem["scored"]
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_other(data, monkeypatch):
+    import lib.sam.evaluation.run as running
+
+    def broken(choice):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(running, "load_model", broken)
+    assert evaluate(data, "--clicks", "1") == 3 and rows_of(data) == []
+    problems = json.loads((data / "out" / "problems.json").read_text())
+    assert [p["label"] for p in problems] == [7, 300] and all("TypeError" in p["reason"] for p in problems)
+
+
+def test_masks_and_pictures_that_are_gone_are_made_again(data, quick, capsys):
+    more = ("--clicks", "1", "--only", "300", "--save-masks")
+    assert evaluate(data, *more) == 0
+    masks, pictures = (sorted((data / "out" / kind).iterdir()) for kind in ("masks", "pictures"))
+    for files, said in ((masks[:1], "no masks"), (pictures, "no picture")):
+        for path in files:
+            path.unlink()
+        capsys.readouterr()
+        assert evaluate(data, *more) == 0 and said in capsys.readouterr().out
+        assert all(path.is_file() for path in [*masks, *pictures])
+    assert "data:image/png" in (data / "out" / "report.html").read_text()
+
+
+def test_masks_of_other_arguments_do_not_stay_beside_new_numbers(data, quick):
+    masks = data / "out" / "masks"
+    assert evaluate(data, "--clicks", "2", "--only", "300", "--save-masks") == 0
+    (masks / "mine_click1.nii.gz").write_bytes(b"of somebody else")
+    assert evaluate(data, "--clicks", "1", "--only", "300", "--save-masks") == 0
+    kept = {"mine_click1.nii.gz", "a_300_random_walker_box.nii.gz", "a_300_random_walker_click1.nii.gz"}
+    assert {path.name for path in masks.iterdir()} == kept
+    assert evaluate(data, "--clicks", "1", "--only", "300", "--tolerance", "1") == 0  # without masks
+    assert [path.name for path in masks.iterdir()] == ["mine_click1.nii.gz"]
+
+
+@pytest.mark.parametrize("change", [lambda c: [], lambda c: dict.fromkeys(c, {}), lambda c: {k: v | {"row": {}} for k, v in c.items()},
+                                    lambda c: {k: v | {"problems": [1]} for k, v in c.items()}])  # fmt: skip
+def test_earlier_results_of_another_form_are_made_again(data, quick, change):
+    assert evaluate(data, "--clicks", "1", "--only", "300") == 0
+    rows, kept = rows_of(data), data / "out" / "cases" / "a.json"
+    kept.write_text(json.dumps(change(json.loads(kept.read_text()))))
+    assert evaluate(data, "--clicks", "1", "--only", "300") == 0
+    assert rows_of(data)[0]["dice"] == rows[0]["dice"] and json.loads(kept.read_text())["random_walker|300"]["row"]
+
+
+def test_slices_that_are_lines_take_no_boxes_and_that_is_said(data):
+    image, labels = scan()
+    save(data / "images" / "a.nii.gz", image[13:14])
+    save(data / "labels" / "a.nii.gz", labels[13:14])
+    assert evaluate(data, "--protocol", "box2d") == 3
+    (problem,) = json.loads((data / "out" / "problems.json").read_text())
+    assert "lines" in problem["reason"] and "1 x 36 x 22" in problem["reason"]
+
+
+def test_the_random_walker_has_an_answer_where_everything_is_a_seed(data):
+    labels = np.ones((2, 2, 2), np.int16)
+    save(data / "images" / "a.nii.gz", labels * 100)
+    save(data / "labels" / "a.nii.gz", labels)
+    assert evaluate(data, "--clicks", "1") == 0
+
+
+def test_labels_of_an_archive_without_spacing_have_that_of_the_image(data, quick):
+    image, labels = scan()
+    for path in (data / "images" / "a.nii.gz", data / "labels" / "a.nii.gz"):
+        path.unlink()
+    np.savez(data / "images" / "CT_a.npz", imgs=image.T, spacing=(2.0, 2.0, 3.0))
+    np.savez(data / "labels" / "CT_a.npz", gts=labels.T)
+    assert evaluate(data, "--clicks", "1", "--only", "7") == 0
+    (row,) = rows_of(data)
+    assert row["volume_ml"] == pytest.approx((labels == 7).sum() * 12 / 1000, rel=1e-3) and row["modality"] == "CT"
 
 
 def test_models_that_cannot_be_had_are_left_out(data, capsys):
@@ -299,3 +419,17 @@ def test_fields_take_other_values():
 def test_what_does_not_fit_is_refused(change):
     with pytest.raises(ValueError, match="FIELD=VALUE"):
         changed_spec(get_spec("fastsam3d_compact"), [change])
+
+
+def test_the_commands_for_published_tables_measure_published_weights():
+    """A model whose weights ship would be measured with those unless others are imported."""
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = text.split("## Published tables")[1].replace("\\\n", " ")
+    imported = re.findall(r"weights import (\S+)(?: --name (\S+))?", section)
+    names = {row.name for row in REGISTRY.values() for file, _ in imported if file in row.files}
+    names |= {name for _, name in imported if name}
+    for line in section.splitlines():
+        asked = re.search(r"evaluate --model (\S+)", line)
+        for model in asked[1].split(",") if asked else ():
+            given = re.search(rf"\b{model}=([a-z0-9_]+)", line)
+            assert given[1] in names if given else any(name.startswith(model) for name in names), model

@@ -116,7 +116,7 @@ def test_the_command_compares(tmp_path, capsys):
     assert "m: 12 structures" in text and "c0, n1 (1), m, Dice after 3 clicks" in text
     paths[1].write_text('[{"case": "a"}]')
     assert main(["evaluate", "--compare", *map(str, paths)]) == 2
-    assert "keys" in capsys.readouterr().err
+    assert "row 1 the keys" in capsys.readouterr().err
 
 
 def test_the_challenges_metrics_by_hand():

@@ -27,8 +27,11 @@ def array_names(path: Path) -> frozenset[str] | None:
         return None
 
 
-def read_npz(path: str | os.PathLike, key: str, max_bytes: int = MAX_BYTES) -> Volume:
+def read_npz(path: str | os.PathLike, key: str, max_bytes: int = MAX_BYTES, image: Path | None = None) -> Volume:
     """Reads one array of an archive: a volume, or a flat image as a volume of one slice (colours become their mean).
+
+    Args:
+        image: for labels in an archive of their own, the archive of the image, whose spacing counts where they have none.
 
     Raises:
         TooLargeError: the array takes more than max_bytes.
@@ -36,6 +39,9 @@ def read_npz(path: str | os.PathLike, key: str, max_bytes: int = MAX_BYTES) -> V
     """
     path = Path(path)
     array, spacing = _arrays(path, key, max_bytes)
+    if spacing is None and image is not None and not is_flat(array):
+        spacing = _spacing(image)
+    spacing = np.ones(3) if spacing is None else spacing
     if is_flat(array):
         array = (array.mean(axis=2).round().astype(array.dtype) if array.ndim == 3 else array)[None]
     if array.ndim != 3 or array.dtype.kind not in "biuf":
@@ -72,8 +78,17 @@ def flat_pixels(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> np.ndarr
     return array if is_flat(array) else None
 
 
-def _arrays(path: Path, key: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The array, and the spacing (ones where there is none or it has another form, as for flat images)."""
+def _spacing(path: Path) -> np.ndarray | None:
+    """The spacing of an archive; None where it has none or cannot be read, which whoever reads its image will say."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return np.asarray(archive["spacing"], dtype=np.float64) if "spacing" in archive.files else None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError):
+        return None
+
+
+def _arrays(path: Path, key: str, max_bytes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array, and the spacing (None where there is none, or for a flat image)."""
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -83,7 +98,7 @@ def _arrays(path: Path, key: str, max_bytes: int) -> tuple[np.ndarray, np.ndarra
             raise TooLargeError(f"{path.name}: {key} may take {max_bytes} bytes, it has {sizes[f'{key}.npy']}")
         with np.load(path, allow_pickle=False) as archive:
             array = archive[key]
-            spacing = np.ones(3)
+            spacing = None
             if "spacing.npy" in sizes and not is_flat(array):
                 spacing = np.asarray(archive["spacing"], dtype=np.float64)
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:

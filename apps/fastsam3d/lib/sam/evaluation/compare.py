@@ -5,34 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..metrics import click_area
+from .rows import row_fault
 from .summary import shown_clicks
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 REGRESSION = 0.02
 """A structure whose Dice or NSD falls by more than this is listed."""
-
-_KEYS = {
-    "case",
-    "label",
-    "name",
-    "volume_ml",
-    "model",
-    "clicks",
-    "dice",
-    "nsd",
-    "seconds",
-    "protocol",
-    "modality",
-    "box",
-}
 
 
 @dataclass(frozen=True)
@@ -85,36 +70,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be a metrics.json of this command: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= _KEYS for row in rows):
-        raise ValueError(f"{path} must be a list of rows with the keys {', '.join(sorted(_KEYS))}")
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of rows, got {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        fault = _fault(row)
+        fault = row_fault(row)
         if fault:
             raise ValueError(f"{path} is no metrics.json of this command: in row {number} {fault}")
     return rows
-
-
-def _fault(row: Mapping[str, Any]) -> str:
-    """What is wrong with a row; nothing where all is as `evaluate` writes it."""
-    for key in ("case", "name", "model", "protocol"):
-        if not isinstance(row[key], str):
-            return f"{key} must be text, got {row[key]!r}"
-    if not isinstance(row["label"], int):
-        return f"label must be a whole number, got {row['label']!r}"
-    if not isinstance(row["clicks"], list):
-        return f"clicks must be a list, got {row['clicks']!r}"
-    for key in ("dice", "nsd"):
-        scores = row[key]
-        if not isinstance(scores, list) or not all(map(_is_score, scores)) or len(scores) != len(row["clicks"]):
-            return f"{key} must be one number a click, got {str(scores)[:80]}"
-    box = row["box"]
-    if box is not None and not (isinstance(box, dict) and all(_is_score(box.get(key)) for key in ("dice", "nsd"))):
-        return f"box must be null or have a dice and an nsd, got {str(box)[:80]}"
-    return ""
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def pairs(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[list[tuple[dict, dict]], list[str]]:

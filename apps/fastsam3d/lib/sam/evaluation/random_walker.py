@@ -69,12 +69,17 @@ def _segment(session: ImageSession, prompts: Prompts) -> np.ndarray:
     mask = np.zeros(volume.grid.shape, dtype=bool)
     if not (seeds == _OBJECT).any():
         return mask
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about seeds that are cut off from each other, and about slower solvers
-        chance = random_walker(_data(frame, volume.array), seeds, beta=BETA, mode="cg_j", return_full_prob=True)[0]
+    chance = _walked(frame, volume.array, seeds) if (seeds == 0).any() else seeds == _OBJECT
     box, corner = frame.paste(np.asarray(chance, dtype=np.float32), threshold=0.5)
     mask[tuple(slice(c, c + n) for c, n in zip(corner, box.shape))] = box.astype(bool)
     return mask
+
+
+def _walked(frame: PatchFrame, array: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """(S, S, S) float: how likely a walk from each voxel ends on the object; there must be one without a seed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about seeds that are cut off from each other, and about slower solvers
+        return random_walker(_data(frame, array), seeds, beta=BETA, mode="cg_j", return_full_prob=True)[0]
 
 
 def _data(frame: PatchFrame, array: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,11 +26,16 @@ from ..volume_io import VolumeError
 from .cases import Case, Problem
 from .interface import Model, ModelError
 from .models import ModelChoice, load_model
+from .protocols import BOX
 from .remote import RemoteModel
+from .rows import row_fault
 from .scans import read_scan
-from .score import Result, Settings, Structure, examine, score
+from .score import Result, Settings, Structure, examine, file_stem, mask_name, score
 
 _CASES = "cases"
+_MASK = re.compile(r"(.+)_(?:box|click\d+)\.nii\.gz")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,9 @@ class Worker:
                 self._models[choice] = load_model(choice)
             except ModelError as error:
                 self._models[choice] = error
+            except Exception as error:  # its structures are not scored, but those of other models are
+                _log.exception("%s cannot be loaded", choice.name)
+                self._models[choice] = ModelError(f"{choice.name}: {type(error).__name__}: {error}")
         model = self._models[choice]
         if isinstance(model, ModelError):
             raise model
@@ -95,29 +106,37 @@ class Kept:
     """What earlier runs left in the output folder: one file a case, with what every row was made with."""
 
     def __init__(self, folder: Path) -> None:
+        self._masks = folder / "masks"
         self._folder = folder / _CASES
         self._folder.mkdir(parents=True, exist_ok=True)
         self._content: dict[str, dict[str, Any]] = {}
 
-    def find(self, task: Task, made_with: dict[str, Any], masks: bool) -> tuple[Result | None, list[str]]:
-        """The result of an earlier run with the same arguments.
+    def find(self, task: Task, made_with: dict[str, Any], settings: Settings) -> tuple[Result | None, list[str]]:
+        """The result of an earlier run with the same arguments, whose masks and picture are there where they are wanted.
 
         Returns:
-            The result or None, and which arguments differ where an earlier result cannot be used.
+            The result or None, and why an earlier result cannot be used.
         """
         entry = self._of(task).get(_key(task))
-        if entry is None:
+        if not _is_whole(entry):
             return None, []
-        changed = sorted(k for k in made_with | entry["made_with"] if made_with.get(k) != entry["made_with"].get(k))
-        if masks and not entry["masks"]:
-            changed.append("save-masks")
-        if changed:
-            return None, changed
-        said = {
-            "name": task.structure.name,
-            "modality": task.structure.case.modality,
-        }  # words, which cost no new answer
-        return Result(entry["row"] | said, entry["extra"], tuple(Problem(**p) for p in entry["problems"])), []
+        earlier = entry["made_with"]
+        changed = [f"another {k}" for k in sorted(made_with | earlier) if made_with.get(k) != earlier.get(k)]
+        result = _restored(task, entry)
+        if settings.masks is not None and not (entry["masks"] and _masks_there(task, result.row, settings.masks)):
+            changed.append("no masks")
+        picture = result.extra.get("picture")
+        if settings.pictures is not None and not (picture and (settings.pictures / picture).is_file()):
+            changed.append("no picture")
+        return (None, changed) if changed else (result, [])
+
+    def clear(self, tasks: list[Task]) -> None:
+        """Removes earlier masks of structures that are made again, so that none stays beside numbers of other arguments."""
+        stems = {file_stem(task.structure, task.choice.name) for task in tasks}
+        for path in list(self._masks.iterdir()) if self._masks.is_dir() else ():
+            found = _MASK.fullmatch(path.name)
+            if found and found[1] in stems:
+                path.unlink()
 
     def add(self, task: Task, made_with: dict[str, Any], result: Result, masks: bool) -> None:
         """Keeps a scored structure; what failed is tried again by the next run."""
@@ -137,9 +156,10 @@ class Kept:
         name = str(self._path(task))
         if name not in self._content:
             try:
-                self._content[name] = json.loads(self._path(task).read_text(encoding="utf-8"))
+                content = json.loads(self._path(task).read_text(encoding="utf-8"))
             except (OSError, ValueError):
-                self._content[name] = {}
+                content = {}
+            self._content[name] = content if isinstance(content, dict) else {}
         return self._content[name]
 
     def _path(self, task: Task) -> Path:
@@ -150,13 +170,39 @@ def _key(task: Task) -> str:
     return f"{task.choice.name}|{task.structure.label}"
 
 
+def _is_whole(entry: object) -> bool:
+    """Whether an entry has the form that `Kept.add` writes; one of another form is as good as none."""
+    kinds = {"made_with": dict, "masks": bool, "row": dict, "extra": dict, "problems": list}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+        return False
+    fields = {field.name for field in dataclasses.fields(Problem)}
+    extras = entry["extra"].keys() >= {"clicks", "box_seconds", "warnings", "ceiling", "extent_mm"}
+    noted = all(isinstance(problem, dict) and set(problem) == fields for problem in entry["problems"])
+    return extras and noted and not row_fault(entry["row"])
+
+
+def _restored(task: Task, entry: dict[str, Any]) -> Result:
+    """A kept result, with the words of this run, which cost no new answer."""
+    said = {"name": task.structure.name, "modality": task.structure.case.modality}
+    return Result(entry["row"] | said, entry["extra"], tuple(Problem(**p) for p in entry["problems"]))
+
+
+def _masks_there(task: Task, row: dict[str, Any], folder: Path) -> bool:
+    steps = [*row["clicks"], *([BOX] if row["box"] else [])]
+    return all((folder / mask_name(task.structure, task.choice.name, n)).is_file() for n in steps)
+
+
 def plan(
     cases: list[Case], settings: Settings, names: dict[int, str], choices: list[ModelChoice]
 ) -> tuple[list[Task], list[Problem]]:
     """Every structure of every case for every model, and the cases that hold nothing to score."""
     tasks, problems = [], []
     for case in tqdm(cases, desc="label maps", unit="case", leave=False, disable=None):
-        found, faults = examine(case, settings, names)
+        try:
+            found, faults = examine(case, settings, names)
+        except Exception as error:  # one case must not cost the others
+            _log.exception("%s cannot be examined", case.name)
+            found, faults = [], [Problem(case.name, f"its label map cannot be used: {type(error).__name__}: {error}")]
         tasks += [Task(structure, choice) for choice in choices for structure in found]
         problems += faults
     return tasks, problems
@@ -181,14 +227,15 @@ def run(
     todo, changed = [], set()
     for task in tasks:
         made_with = _made_with(task, versions, settings)
-        result, differing = kept.find(task, made_with, settings.masks is not None)
+        result, differing = kept.find(task, made_with, settings)
         changed |= set(differing)
         if result is None:
             todo.append((task, made_with))
         else:
             yield task, result
     if changed:
-        notice(f"earlier results in this folder were made with another {', '.join(sorted(changed))} and are made again")
+        notice(f"earlier results in this folder ({', '.join(sorted(changed))}) are made again")
+    kept.clear([task for task, _ in todo])
     for task, made_with, result in _results(todo, settings, workers, cache_bytes, len(tasks)):
         kept.add(task, made_with, result, settings.masks is not None)
         yield task, result

@@ -32,15 +32,19 @@ def read_scan(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
     return _plane(pixels if pixels.ndim == 2 else pixels.mean(axis=2).round().astype(np.uint8))
 
 
-def read_labels(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
+def read_labels(path: str | os.PathLike, max_bytes: int = MAX_BYTES, image: Path | None = None) -> Volume:
     """The same for label maps: `gts` of an archive; the stored values of a photograph's label image.
+
+    Args:
+        image: the scan; an archive of labels without spacing has that of the scan's archive.
 
     Raises:
         VolumeError: as `read_volume`; a label image in colours.
     """
     kind = Path(path).suffix.lower()
     if kind == _ARCHIVE:
-        return read_npz(path, "gts", max_bytes)
+        archive = image if image is not None and image.suffix.lower() == _ARCHIVE else None
+        return read_npz(path, "gts", max_bytes, archive)
     if kind not in SUFFIXES:
         return read_volume(path, max_bytes)
     try:

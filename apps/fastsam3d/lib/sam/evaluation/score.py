@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -29,6 +30,8 @@ from .scans import read_labels
 PUBLISHED_SIZE, PUBLISHED_SPACING_MM = 128, 1.5
 PARTS = ("all", "largest")
 _FAULTS = (ModelError, ValueError, RuntimeError, OSError, MemoryError)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Result:
 def examine(case: Case, settings: Settings, names: dict[int, str]) -> tuple[list[Structure], list[Problem]]:
     """Lists what a case's label map holds."""
     try:
-        labels = label_map(case.labels)
+        labels = label_map(case)
     except VolumeError as error:
         return [], [Problem(case.name, f"its label map cannot be read: {error}")]
     if labels.nonfinite:
@@ -115,9 +118,9 @@ def examine(case: Case, settings: Settings, names: dict[int, str]) -> tuple[list
 
 
 @lru_cache(maxsize=1)
-def label_map(path: Path) -> Volume:
+def label_map(case: Case) -> Volume:
     """A case's label map; the last one is remembered."""
-    return read_labels(path)
+    return read_labels(case.labels, image=case.image)
 
 
 def target_of(labels: Volume, value: int, parts: str) -> np.ndarray:
@@ -131,7 +134,7 @@ def score(model: Model, structure: Structure, store: SessionStore, settings: Set
     case = structure.case
     try:
         with store.open(str(case.image), case.image) as session:
-            labels = label_map(case.labels)
+            labels = label_map(case)
             fault = apart_mm(session.volume.grid, labels.grid)
             if fault:
                 return _unscored(case.name, f"label map and image must have one grid: the label map has {fault}")
@@ -141,6 +144,9 @@ def score(model: Model, structure: Structure, store: SessionStore, settings: Set
         return _unscored(case.name, f"its image cannot be used: {error}")
     except _FAULTS as error:
         return _unscored(case.name, f"{type(error).__name__}: {error}", structure.label, model.name)
+    except Exception as error:  # a defect in one structure must not cost the others
+        _log.exception("%s, label %s, %s", case.name, structure.label, model.name)
+        return _unscored(case.name, f"unexpected {type(error).__name__}: {error}", structure.label, model.name)
 
 
 def _unscored(case: str, reason: str, label: int | None = None, model: str = "") -> Result:
@@ -206,6 +212,9 @@ def _steps(model: Model, ask, target, spacing, settings: Settings, notes: list[P
     if settings.protocol == "box2d":
         if not model.boxes:
             raise ModelError(f"the protocol box2d needs a model that takes boxes; {model.name} takes clicks")
+        if min(target.shape[:2]) == 1:
+            size = " x ".join(map(str, target.shape))
+            raise ModelError(f"box2d asks by slices along the third axis, which in this scan of {size} are lines")
         yield slices_step(ask, target)
         return
     make_box = challenge_box if settings.protocol == "cvpr25" else tight_box
@@ -239,9 +248,13 @@ def file_stem(structure: Structure, model: str) -> str:
     return plain_name(f"{structure.case.name}_{structure.label}_{model}")
 
 
+def mask_name(structure: Structure, model: str, clicks: int) -> str:
+    """The name of the file of a mask, after so many clicks or of a box (BOX)."""
+    return f"{file_stem(structure, model)}_{'box' if clicks == BOX else f'click{clicks}'}.nii.gz"
+
+
 def _save(folder: Path, model: Model, structure: Structure, step: Step, grid: Grid) -> None:
-    kind = "box" if step.clicks == BOX else f"click{step.clicks}"
-    write_mask(folder / f"{file_stem(structure, model.name)}_{kind}.nii.gz", step.answer.mask, grid)
+    write_mask(folder / mask_name(structure, model.name, step.clicks), step.answer.mask, grid)
 
 
 def _draw(

@@ -200,7 +200,7 @@ def _readable(cases: Sequence[Case], settings: Settings) -> tuple[list[_Taught],
         notes += [_note(case, problem.reason) for problem in problems]
         if not structures:
             continue
-        grid = label_map(case.labels).grid
+        grid = label_map(case).grid
         if min(grid.shape) == 1:
             notes.append(_note(case, "it is a flat image"))
             continue
@@ -283,7 +283,7 @@ def _samples(folder: Path, taught: Iterable[_Taught], plan: NetworkPlan, seed: i
 
 
 def _sample(one: _Taught, plan: NetworkPlan, stem: Path, rng: np.random.Generator, parts: str) -> Sample:
-    volume, labels = read_scan(one.case.image), label_map(one.case.labels)
+    volume, labels = read_scan(one.case.image), label_map(one.case)
     fault = apart_mm(volume.grid, labels.grid)
     if fault:
         raise VolumeError(f"label map and image must have one grid: the label map has {fault}")
