@@ -23,7 +23,7 @@ from lib.annotations import AtlasKeeper
 from lib.batch import BatchInfer
 from lib.conf import DEFAULT_MODEL, AppConf, ConfError
 from lib.http_errors import EXPECTED, as_http, install_handlers
-from lib.images import forget_upload, resolve_image
+from lib.images import resolve_image
 from lib.infer_route import (
     check_dicom_seg,
     check_dicom_seg_mask,
@@ -219,14 +219,7 @@ class FastSAM3DApp(MONAILabelApp):
         Raises:
             HTTPException: 404 for an unknown model or image, 422 for prompts, an image or an answer that cannot be.
         """
-        try:
-            return self._infer(request, datastore or self.datastore())
-        except BaseException:
-            if sent_file():
-                forget_upload(request.get("image"))
-            raise
-
-    def _infer(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        datastore = datastore or self.datastore()
         model = request.get("model")
         task = self._infers.get(model) if isinstance(model, str) else None
         if task is None:

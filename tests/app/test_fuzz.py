@@ -126,9 +126,6 @@ def test_a_connection_to_another_host_would_be_noted(tmp_path):
     assert connections(tmp_path / "home") == {"here", "elsewhere.invalid"}
 
 
-@pytest.mark.xfail(
-    reason="a refused request removes the file that params name, not the one that it brought", strict=True
-)
 def test_a_file_that_is_sent_beside_another_image_is_removed(fuzzed):
     at_first = temporary(fuzzed)
     options = {"files": {"params": (None, '{"image": "nothing"}'), "file": ("x.nii.gz", b"no image")}, "timeout": 60}

@@ -7,7 +7,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import requests
@@ -84,17 +83,6 @@ def _series(image: str, datastore: DICOMWebDatastore) -> str:
         # The first answer is a temporary conversion of which the cache holds a copy; nobody else removes it.
         os.unlink(path)
     return kept
-
-
-def forget_upload(image: object) -> None:
-    """Removes a file that MONAI Label stored for a request that failed; it would stay, as its own removal follows an answer.
-
-    Args:
-        image: what the request calls its image.
-    """
-    if isinstance(image, str) and "\0" not in image and os.path.isabs(image) and _is_upload(image):
-        with suppress(FileNotFoundError):
-            os.unlink(image)
 
 
 def _is_upload(path: str) -> bool:

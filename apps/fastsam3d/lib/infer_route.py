@@ -66,7 +66,14 @@ async def _answer(
     if output is not None and output not in {kind.value for kind in ResultType}:
         raise HTTPException(422, f"output must be one of {', '.join(ResultType)}, got {show(output)}.")
     wanted = None if output is None else ResultType(output)
-    answer = await in_worker(run_inference, background_tasks, model, image, session_id, params, file, None, wanted)
+    try:
+        answer = await in_worker(run_inference, background_tasks, model, image, session_id, params, file, None, wanted)
+    except BaseException:
+        for (
+            task
+        ) in background_tasks.tasks:  # they follow an answer only, and remove the file that came with the request
+            task.func(*task.args, **task.kwargs)
+        raise
     if wanted == ResultType.dicom_seg:
         background_tasks.add_task(remove_file, answer.path)  # MONAI Label forgets it
     return answer
