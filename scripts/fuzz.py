@@ -29,7 +29,7 @@ def main() -> int:
     settings = {"FASTSAM3D_FUZZ": str(args.requests), "FASTSAM3D_FUZZ_SEED": str(args.seed)}
     test = ["tests/app/test_fuzz.py"]
     if args.kills:
-        settings, test = {"FASTSAM3D_KILLS": str(args.kills)}, [*_KILLS, "-k", "kills"]
+        settings, test = {"FASTSAM3D_KILLS": str(args.kills)}, [*_KILLS, "-k", "kills or full_disk"]
     if args.clients:
         settings, test = {"FASTSAM3D_CLIENTS": str(args.clients)}, [*_LOAD, "-k", "clients"]
     command = [sys.executable, "-m", "pytest", *test, "-q", "-s", "--timeout", str(_HOURS * 3600)]

@@ -213,12 +213,12 @@ def test_readers_and_writers_in_many_threads(studies, tmp_path):
                 return
 
     threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
-    for n in range(300):  # a long list takes long to walk over
+    for n in range(120):  # a long list takes long to walk over
         store._datastore.objects[f"x{n}"] = store._datastore.objects["case1"].model_copy(deep=True)
         store._datastore.objects["case1"].image.info[f"x{n}"] = [n] * 9
     for thread in threads:
         thread.start()
-    for n in range(12):
+    for n in range(8):
         store.add_image(f"new{n}", label, {})
         store.save_label(f"new{n}", label, f"tag{n}", {})
         store.update_image_info("case1", {f"key{n}": n})

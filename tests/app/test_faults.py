@@ -81,13 +81,24 @@ def disk_with_room_for(server, size: int):
 
 def test_a_server_without_memory_says_so_and_answers_the_next_click(world):
     expected = world.server.infer("case1", CLICK, output="image").content
-    fresh = {"foreground": [[c + 20 for c in CENTRE_IJK]], "result_extension": ".nrrd"}
+    large = np.zeros((420, 420, 240), np.int16)  # more than any thread has at hand
+    large[200:] = 100
+    save(world.studies / "large.nii.gz", large)
+    wait_for_image(world.server, "large")
+    fresh = {"foreground": [[300, 200, 100]], "result_extension": ".nrrd"}
     with limited(world.server, resource.RLIMIT_AS, lambda process: process.memory_info().vms + (8 << 20)):
-        refused = [world.server.infer(f"case{n}", fresh, output="image") for n in (2, 3)]
+        refused = [world.server.infer("large", fresh, output="image") for _ in range(3)]
     assert {answer.status_code for answer in refused} == {503}, [answer.text[:300] for answer in refused]
     assert all("not enough memory" in answer.json()["detail"] for answer in refused)
     assert world.server.infer("case1", CLICK, output="image").content == expected
-    assert world.server.infer("case2", fresh, output="image").status_code == 200
+    assert world.server.infer("large", fresh, output="image").status_code == 200
+
+
+def wait_for_image(server, image: str) -> None:
+    """Until the server has noticed a file that was put into the folder."""
+    deadline = time.monotonic() + 10
+    while image not in server.get("/datastore/?output=all").json()["objects"] and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def test_a_full_disk_is_said_and_the_old_label_stays(world):

@@ -90,6 +90,7 @@ def test_kills_of_the_training_process_lose_no_label_and_no_model(world):
     print(f"states after the kills: {states}")  # noqa: T201
 
 
+@pytest.mark.skipif(not KILLS, reason="takes minutes: make faults")
 def test_a_full_disk_ends_a_training_which_says_so_and_changes_nothing_that_is_served(world):
     server = world.server
     before = click(server, "case4", CENTRE_IJK)

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .infers.request import RequestError
 from .sam.prompts import MAX_CLICKS, PromptError
-from .sam.volume_io import TooLargeError, VolumeError
+from .sam.volume_io import NoMemoryError, TooLargeError, VolumeError
 from .sam.weights import WeightsError
 from .security.names import UnsafeNameError
 
@@ -36,6 +36,7 @@ _STATUS = (
     (PromptError, 422),
     (UnsafeNameError, 422),
     (TooLargeError, 413),
+    (NoMemoryError, 503),
     (VolumeError, 422),
     (requests.RequestException, 502),
     (RetryError, 502),

@@ -51,6 +51,10 @@ class TooLargeError(VolumeError):
     """A scan whose voxels do not fit in the bytes that the caller allows."""
 
 
+class NoMemoryError(VolumeError):
+    """A scan that may be read, for which this machine has no memory now."""
+
+
 @dataclass
 class Volume:
     """A scan in memory.
@@ -102,7 +106,7 @@ def read_volume(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Volume:
         if name.endswith(_DICOM):
             return _finish(path, *_read_dicom(path, max_bytes))
     except MemoryError as error:
-        raise VolumeError(f"{path.name}: not enough memory for its voxels; crop or resample it") from error
+        raise NoMemoryError(f"{path.name}: not enough memory for its voxels; close other images or programs") from error
     known = ", ".join(_NIFTI + _NRRD + _META + _DICOM)
     raise VolumeError(f"{path.name}: an image must be one of {known} or a folder with a DICOM series; convert it first")
 
