@@ -1,13 +1,17 @@
 """Layer-wise distillation: its phases, what each of them changes, that it learns, that it goes on."""
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from lib.sam.build import build_sam
+from lib.sam.training import ablation
 from lib.sam.training.data import TrainingPatches
 from lib.sam.training.distill import MODES, Distillation, DistillConfig, compare, factor, inherit, phases
+from lib.sam.training.pool import PatchPool
 from lib.sam.zoo import get_spec
+from PIL import Image
 
 from tests.sam.test_finetune import TINY
 
@@ -127,3 +131,71 @@ def test_a_mode_or_a_depth_that_cannot_be_is_refused():
         DistillConfig(mode="magic")
     with pytest.raises(ValueError, match="multiple"):
         factor(build_sam(STUDENT), build_sam(TEACHER))
+
+
+def noise(seed=1):
+    return Noise(seed, 32, 1.5, "percentile_rank", 4, [])
+
+
+def teacher_of_four():
+    torch.manual_seed(0)
+    return build_sam(TEACHER).eval()
+
+
+def test_a_pool_keeps_patches_and_what_the_teacher_gives_for_them(tmp_path):
+    teacher = teacher_of_four()
+    pool = PatchPool.fill(tmp_path, 3, noise(), teacher, "a", "cpu")
+    written = {path: path.stat().st_mtime_ns for path in pool.files}
+    assert len(written) == 3
+    seen = [sample for sample, _ in zip(pool, range(6))]
+    wanted = list(islice(noise(), 3))
+    for epoch in (seen[:3], seen[3:]):
+        found = sorted(float(sample["image"].float().sum()) for sample in epoch)
+        assert found == pytest.approx(sorted(float(w["image"].float().sum()) for w in wanted))
+    stages = teacher.image_encoder.stages(seen[0]["image"].float())
+    for kept, stage in zip(seen[0]["stages"], stages, strict=True):
+        assert float((kept.float() - stage[0]).abs().max()) <= 0.05 * float(stage.abs().max())  # half precision
+    PatchPool.fill(tmp_path, 3, noise(), teacher, "a", "cpu")
+    assert {path: path.stat().st_mtime_ns for path in pool.files} == written
+    with pytest.raises(ValueError, match="another teacher or seed"):
+        PatchPool.fill(tmp_path, 3, noise(2), teacher, "b", "cpu")
+    with pytest.raises(ValueError, match="no patches"):
+        PatchPool(tmp_path / "empty")
+
+
+def test_kept_stages_teach_what_the_teacher_teaches():
+    teacher, student, image = teacher_of_four(), build_sam(STUDENT).eval(), torch.randn(1, 2, 32, 32, 32)
+    phase = phases(DistillConfig(mode="fitnets"), 2)[0]
+    stages = teacher.image_encoder.stages(image)
+    for name, term in compare(student, teacher, image, phase).items():
+        torch.testing.assert_close(compare(student, teacher, image, phase, stages)[name], term)
+    stages[2] = stages[2] + 1
+    assert (
+        compare(student, teacher, image, phase, stages)["layer 1"] > compare(student, teacher, image, phase)["layer 1"]
+    )
+
+
+def test_the_ablation_gives_every_arm_the_same_steps_and_reports_what_came_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "get_spec", lambda name: replace(STUDENT, name=name))
+    patches = PatchPool.fill(tmp_path / "patches", 2, noise(), teacher_of_four(), "a", "cpu")
+    ball = torch.zeros(1, 1, 8, 8, 8)
+    ball[..., 2:6, 2:6, 2:6] = 1
+    cases = [(next(iter(patches))["image"].float(), ball)]
+    arms = ablation.ARMS[:3]
+    for arm in arms:
+        for seed in (1, 2):
+            config = ablation.config_of(arm, seed, steps=6, marks=3)
+            rows = ablation.run_arm(config, tmp_path / f"{arm.name}_{seed}", teacher_of_four(), patches, cases)
+            assert [row["step"] for row in rows] == [0, 2, 4, 6]
+            assert ablation.run_arm(config, tmp_path / f"{arm.name}_{seed}", teacher_of_four(), patches, cases) == rows
+    found = ablation.finished(tmp_path, ablation.ARMS, (1, 2, 3))
+    assert {name: list(runs) for name, runs in found.items()} == {arm.name: [1, 2] for arm in arms}
+    ends = [rows[-1]["dice_5"] for rows in found["progressive"].values()]
+    assert ablation.curve(found["progressive"], 5)[-1] == (6, pytest.approx(sum(ends) / 2))
+    text = ablation.table(found, 2, {"dice_1": 0.5, "dice_3": 0.6, "dice_5": 0.7}).splitlines()
+    assert len(text) == 3 + len(arms)
+    assert "0.500 | 0.600 | 0.700" in text[2]
+    assert f"{sum(ends) / 2:.3f} ±" in text[3]
+    ablation.draw_curves(found, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size[0] > image.size[1] > 100

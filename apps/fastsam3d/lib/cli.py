@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain2d": Command("commands.pretrain2d:main", "train a model for images and slices, stage after stage"),
     "distill": Command("commands.distill:main", "make a student of fewer layers from a teacher"),
     "finetune": Command("commands.finetune:main", "train the served model on your own annotations"),
+    "ablate": Command("commands.ablate:main", "compare ways to distil, and students of other depths and layers"),
     "ablate2d": Command("commands.ablate2d:main", "compare a distilled 2D encoder with one trained from scratch"),
     "evaluate": Command("commands.evaluate:main", "measure a model by simulated clicks"),
     "benchmark": Command("commands.benchmark:main", "time the stages of a click"),

@@ -49,13 +49,13 @@ def main(args: argparse.Namespace) -> int:
     config = DistillConfig(spec=args.spec, mode=args.mode, steps=args.steps, seed=args.seed)
     torch.manual_seed(args.seed)
     student = build_sam(get_spec(args.spec))
-    run = Distillation(config, args.out, _teacher(args.teacher), student, choose_device(args.device))
+    run = Distillation(config, args.out, read_teacher(args.teacher), student, choose_device(args.device))
     rows = run.run()
     emit(json.dumps({"checkpoint": str(run.checkpoint), "rows": rows}, indent=2))
     return 0
 
 
-def _teacher(path: Path):
+def read_teacher(path: Path):
     """The network with a run's averaged weights."""
     from ..sam.build import build_sam
     from ..sam.checkpoint_files import read_contents

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", type=Path, help="folder of real scans named in the split (none: generated only)")
     parser.add_argument("--split", type=Path, default=RECIPES / "split.json", help="which scans may train")
     parser.add_argument(
-        "--init", type=Path, help="checkpoint of another run whose averaged weights a new run begins with"
+        "--init",
+        help="what a new run begins with: the checkpoint of another run (its averaged weights), or weights by their "
+        "name, as `weights list` shows it",
     )
     parser.add_argument("--minutes", type=float, help="time budget instead of the recipe's")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
@@ -49,7 +51,18 @@ def main(args: argparse.Namespace) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     run = Pretraining(config, args.out, args.scans, args.split, device)
     if args.init and not run.checkpoint.exists():
-        logging.info("began with %s; new parameters: %s", args.init, ", ".join(run.warm_start(args.init)) or "none")
+        logging.info("began with %s; new parameters: %s", args.init, ", ".join(_begin(run, args.init)) or "none")
     result = run.run()
     emit(json.dumps(result))
     return 0
+
+
+def _begin(run, init: str) -> list[str]:
+    """Gives a new run the weights of a checkpoint, or those of that name; returns the names of fresh parameters."""
+    from ..conf import DEFAULT_MODEL, MODEL_DIR
+    from ..sam import weights
+
+    if Path(init).suffix == ".pt":
+        return run.warm_start(Path(init))
+    found = weights.resolve(DEFAULT_MODEL, MODEL_DIR, configured=init)
+    return run.begin_with(weights.load_sam(found).float().state_dict(), init)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ..build import Sam3D
 from ..device import has_bfloat16
 from .data import TrainingPatches, occupancy
 from .loop import cosine_rate, decay_groups, follow, save_atomic
+from .pool import PatchPool
 from .pretrain import rounds_loss, unroll
 
 logger = logging.getLogger(__name__)
@@ -136,11 +137,17 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (student.float() - teacher.float()).square().mean() / teacher.float().var().clamp_min(1e-6)
 
 
-def compare(student: Sam3D, teacher: Sam3D, image: Tensor, phase: Phase) -> dict[str, Tensor]:
-    """Losses of one batch of whole patches (B, channels, S, S, S): a term for each layer, "neck", and "total"."""
+def compare(
+    student: Sam3D, teacher: Sam3D, image: Tensor, phase: Phase, stages: Sequence[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Losses of one batch of whole patches (B, channels, S, S, S): a term for each layer, "neck", and "total".
+
+    Args:
+        stages: what the teacher's layers give, (B, g, g, g, width) each, where it is known already.
+    """
     m = factor(teacher, student)
     with torch.no_grad():
-        wanted = teacher.image_encoder.stages(image)
+        wanted = teacher.image_encoder.stages(image) if stages is None else stages
         embedding = teacher.image_encoder.neck(wanted[-1].movedim(-1, 1)) if phase.neck else None
     found = student.image_encoder.stages(image)
     terms = {f"layer {k}": feature_loss(found[k], wanted[m * k]) for k in phase.layers}
@@ -154,7 +161,8 @@ class Distillation:
     """One distillation in `folder`; `run()` goes on from its checkpoint if there is one.
 
     Args:
-        student: fresh; it inherits from the teacher at the start. data: see TrainingPatches; None makes it.
+        student: fresh; it inherits from the teacher at the start. data: see TrainingPatches and PatchPool; None makes it.
+        measure: figures of the averaged network for each row, such as its Dice; called before the first step too.
     """
 
     def __init__(
@@ -164,8 +172,10 @@ class Distillation:
         teacher: Sam3D,
         student: Sam3D,
         device: torch.device | str = "cpu",
-        data: TrainingPatches | None = None,
+        data: TrainingPatches | PatchPool | None = None,
+        measure: Callable[[Sam3D], dict[str, float]] | None = None,
     ) -> None:
+        self.measure = measure
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         factor(teacher, student)
@@ -215,9 +225,11 @@ class Distillation:
         return True
 
     def run(self) -> list[dict]:
-        """Distils to the end; returns a row of mean losses for every `save_every` steps."""
+        """Distils to the end; returns a row of mean losses, and of what `measure` found, for every `save_every` steps."""
         if self.resume():
             logger.info("resumed at step %d", self.step)
+        elif self.measure:
+            self.rows.append({"step": 0, "phase": "start"} | self.measure(self.average))
         self.data.seed += self.step  # other patches than before the interruption
         recent: list[float] = []
         engine = Engine(self._train_step)
@@ -229,6 +241,8 @@ class Distillation:
                 return
             name = next(p for p in self.phases if self.step <= p.end).name
             self.rows.append({"step": self.step, "phase": name, "loss": round(sum(recent) / len(recent), 6)})
+            if self.measure:
+                self.rows[-1] |= self.measure(self.average)
             recent.clear()
             logger.info("step %d of %d, %s: loss %.4f", self.step, self.config.steps, name, self.rows[-1]["loss"])
             self.save()
@@ -251,7 +265,8 @@ class Distillation:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             loss = self._mask_loss(image, batch["target"]) if phase.masks else None
             if loss is None:
-                loss = compare(self.student, self.teacher, image, phase)["total"]
+                stages = batch["stages"].to(self.device)[:, None] if "stages" in batch else None
+                loss = compare(self.student, self.teacher, image, phase, stages)["total"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ..anatomy.generator import generate
 from ..build import Sam3D, build_sam
 from ..intensity import normalise
 from ..losses import mask_loss, surface_loss
+from ..spec import SamSpec
 from ..zoo import get_spec
 from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
 from .loop import config_from, cosine_rate, decay_groups, follow, mean_over_processes, processes, read_json, save_atomic
@@ -160,6 +161,42 @@ def _widened(value: Tensor, like: Tensor | None) -> Tensor:
     return F.pad(value, (0, 0) * 3 + (0, more)) if more > 0 else value
 
 
+def validation_cases(spec: SamSpec, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Fixed generated cases that no training draws: image (1, channels, S, S, S) and occupancy (1, K, m, m, m)."""
+    found = []
+    for seed in range(VALIDATION_SEED, VALIDATION_SEED + count):
+        case = generate(seed, spec.patch_size)
+        target = pick_targets(Draw(seed), case.label, 4)
+        if len(target):
+            image = torch.from_numpy(normalise(case.image.numpy(), case.inside.numpy(), spec.intensity))
+            found.append((image[None], occupancy(target[None].float() / 64, 2)))
+    return found
+
+
+@torch.no_grad()
+def dice_per_click(
+    model: Sam3D, cases: Iterable[tuple[Tensor, Tensor]], clicks: int = 5, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Mean Dice of the mask grid's cells after 1, 3 and `clicks` simulated clicks: dice_1, dice_3, ..."""
+    rows, device = [], torch.device(device)
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    for image, target in cases:
+        image = image.to(device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            outs, _ = unroll(model, image, target.to(device), clicks, False, True, 0.0)
+        truth = target.to(device)[0, :, None] > 0.5
+        rows.append(torch.stack([_dice(x > 0, truth) for x, _ in outs]))
+    torch.set_rng_state(torch_state)
+    mean = torch.cat(rows, dim=1).mean(1)
+    return {f"dice_{n}": round(float(mean[n - 1]), 4) for n in (1, 3, clicks)}
+
+
+def _dice(found: Tensor, truth: Tensor) -> Tensor:
+    both, sizes = (found & truth).flatten(1).sum(1), found.flatten(1).sum(1) + truth.flatten(1).sum(1)
+    return 2 * both / sizes.clamp_min(1)
+
+
 class Pretraining:
     """State of one run in `folder`: model, averaged model, optimizer, clock. `run()` trains until the budget is used."""
 
@@ -201,24 +238,30 @@ class Pretraining:
         save_atomic(state, self.checkpoint)
 
     def warm_start(self, checkpoint: Path) -> list[str]:
-        """Begin with the averaged weights of another run; parameters that it lacks keep their fresh values.
+        """Begin with the averaged weights of another run; see `begin_with`."""
+        weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["average"]
+        return self.begin_with(weights, str(checkpoint))
+
+    def begin_with(self, weights: Mapping[str, Tensor], name: str) -> list[str]:
+        """Begin with other weights; parameters that they lack keep their fresh values.
 
         Where a convolution of this model sees more maps than that of the other, the weights of the new ones begin at 0.
 
+        Args:
+            weights: as in the model's state_dict. name: for the message.
+
         Returns:
-            The names of the parameters that the checkpoint lacks.
+            The names of the parameters that are fresh.
 
         Raises:
-            ValueError: the checkpoint has parameters that this model lacks, or of another shape.
+            ValueError: there are parameters that this model lacks, or of another shape.
         """
-        weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["average"]
         own = self.model.state_dict()
-        weights = {name: _widened(value, own.get(name)) for name, value in weights.items()}
+        weights = {key: _widened(value, own.get(key)) for key, value in weights.items()}
         odd = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
         if odd:
-            raise ValueError(f"{checkpoint} does not fit {self.spec.name}: {', '.join(odd[:5])} have no place there")
-        for model in (self.model, self.average):
-            missing = model.load_state_dict(weights, strict=False).missing_keys
+            raise ValueError(f"{name} does not fit {self.spec.name}: {', '.join(odd[:5])} have no place there")
+        missing = self.model.load_state_dict(weights, strict=False).missing_keys
         self.average.load_state_dict(self.model.state_dict())
         return missing
 
@@ -282,36 +325,9 @@ class Pretraining:
         self.step += 1
         return {name: term.item() for name, term in terms.items()}
 
-    @torch.no_grad()
     def validate(self, cases: int = 10, clicks: int = 5) -> dict[str, float]:
         """Mean Dice after 1, 3 and `clicks` clicks on fixed generated cases, averaged weights."""
-        rows = []
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(0)
-        for seed in range(VALIDATION_SEED, VALIDATION_SEED + cases):
-            case = generate(seed, self.spec.patch_size)
-            target = pick_targets(Draw(seed), case.label, 4)
-            if not len(target):
-                continue
-            image = normalise(case.image.numpy(), case.inside.numpy(), self.spec.intensity)
-            image = torch.from_numpy(image)[None].to(self.device).contiguous(memory_format=torch.channels_last_3d)
-            target = occupancy(target[None].to(self.device).float() / 64, 2)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                outs, _ = unroll(self.average, image, target, clicks, False, True, 0.0)
-            truth = target[0, :, None] > 0.5
-            rows.append(
-                torch.stack(
-                    [
-                        2
-                        * ((x > 0) & truth).flatten(1).sum(1)
-                        / ((x > 0).flatten(1).sum(1) + truth.flatten(1).sum(1)).clamp_min(1)
-                        for x, _ in outs
-                    ]
-                )
-            )
-        torch.set_rng_state(torch_state)
-        mean = torch.cat(rows, dim=1).mean(1)
-        return {f"dice_{n}": round(float(mean[n - 1]), 4) for n in (1, 3, clicks)}
+        return dice_per_click(self.average, validation_cases(self.spec, cases), clicks, self.device)
 
     def run(self, resume: bool = True, validate_minutes: float = 10.0, save_minutes: float = 3.0) -> dict[str, float]:
         """Train until the budget is used; returns the last validation."""
