@@ -54,15 +54,30 @@ def test_the_same_slices_elsewhere_in_the_plane_do_not_agree():
     assert one.reversed(30).agreement(Profile.of(ball((10, 10, 8), 6)[:, :, ::-1])) == 1.0
 
 
-def test_a_damaged_memory_is_no_memory(memory, tmp_path):
+def test_a_damaged_line_is_passed_over(memory, tmp_path):
+    file = tmp_path / "answered" / f"{IMAGE}.jsonl"
     note(memory, ball((12, 14, 8), 7))
-    (tmp_path / "answered" / f"{IMAGE}.json").write_text("[[1, 2")
+    file.write_bytes(file.read_bytes()[:20])  # as a power cut leaves it
     assert memory.is_reversed(IMAGE, ball((12, 14, 8), 7)) is None
+    file.write_bytes(b"\xff\x00\n7\n[1, [], 3]\n")
     note(memory, ball((12, 14, 8), 7))
     assert memory.is_reversed(IMAGE, ball((12, 14, 8), 7)) is False
 
 
-def test_memory_is_bounded(memory):
-    for n in range(40):
+def test_memory_is_bounded(memory, tmp_path):
+    for n in range(100):
         note(memory, ball((12, 14, 5 + n % 3), 5))
     assert len(memory._read(IMAGE)) == 32
+    assert len((tmp_path / "answered" / f"{IMAGE}.jsonl").read_text().splitlines()) <= 64
+    assert memory._read(IMAGE)[-1].agreement(Profile.of(ball((12, 14, 5), 5))) == 1.0
+    last, again = memory._read(IMAGE)[-1], Answered(tmp_path / "answered")
+    note(again, ball((12, 14, 9), 5))
+    assert again._read(IMAGE)[-1].agreement(Profile.of(ball((12, 14, 9), 5))) == 1.0
+    assert again._read(IMAGE)[-2].as_lists() == last.as_lists()
+
+
+def test_what_cannot_be_written_is_only_a_memory_less(tmp_path):
+    (tmp_path / "answered").write_text("a file where the folder should be")
+    memory = Answered(tmp_path / "answered")
+    note(memory, ball((12, 14, 8), 7))
+    assert memory.is_reversed(IMAGE, ball((12, 14, 8), 7)) is None

@@ -11,7 +11,7 @@ from lib.workers import COUNT, in_worker, start_workers
 
 def look(params: str, output: str | None):
     """The check of a request for case1 with these form fields."""
-    return infer_route._look_first("case1", "", params, None, None, output)
+    return infer_route.look_first("case1", "", params, None, None, output)
 
 
 async def seen_after(output: str | None) -> tuple[bool, bool]:
@@ -41,8 +41,8 @@ def test_params_that_are_no_object(text):
 
 def test_a_session_that_ended_while_the_click_waited_is_no_other_image(monkeypatch):
     async def click(session: dict | None) -> None:
-        monkeypatch.setattr(infer_route, "_check_session", lambda session_id: None)  # it was there
-        await infer_route._look_first("case1", "mine", "{}", None, None, None)
+        monkeypatch.setattr(infer_route, "check_session", lambda session_id: None)  # it was there
+        await infer_route.look_first("case1", "mine", "{}", None, None, None)
         request = {"image": "case1"} | ({"session": session} if session else {})
         await in_worker(infer_route.check_session_found, request)
 

@@ -28,7 +28,6 @@ from lib.infer_route import (
     check_dicom_seg,
     check_dicom_seg_mask,
     check_session_found,
-    install_checks,
     is_inference,
     sent_file,
 )
@@ -166,7 +165,6 @@ class FastSAM3DApp(MONAILabelApp):
             WeightsError: the default model, or one that the user named, has no weights that can be loaded.
         """
         install_handlers()
-        install_checks()
         install_routes()
         install_access(self.app_conf.upload_bytes)
         install_log_filter()

@@ -143,3 +143,11 @@ def start(
 def stop(server: Server) -> None:
     """Ends the process group that `launch` made: the launcher and the server below it."""
     end_process_group(server.process)
+
+
+def within(seconds: float, condition) -> bool:
+    """Waits until something holds; whether it does."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()

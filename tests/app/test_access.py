@@ -86,7 +86,6 @@ ROUTES = [
 _LIST_ROUTES = """
 import json
 import monailabel.app as server
-from lib.infer_route import install_checks
 from lib.security.front_routes import install_routes
 
 def flat(routes):
@@ -94,7 +93,6 @@ def flat(routes):
         router = getattr(route, "original_router", None)  # which newer versions of FastAPI keep whole
         yield from flat(router.routes) if router else [route]
 
-install_checks()
 install_routes()
 found = [(m, r.path, r.path_regex.pattern) for r in flat(server.app.router.routes)
          for m in sorted(getattr(r, "methods", None) or ["GET"])]

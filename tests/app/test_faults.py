@@ -20,7 +20,7 @@ import torch
 from lib.sam.registry import IMPORTED
 
 from tests.app.load import Image, Load, label_map, packed, unpacked
-from tests.app.serving import stop
+from tests.app.serving import stop, within
 from tests.app.volumes import CENTRE_IJK, SHAPE, save, scan
 from tests.app.world import World, kill, other_weights, send_weights
 
@@ -96,9 +96,7 @@ def test_a_server_without_memory_says_so_and_answers_the_next_click(world):
 
 def wait_for_image(server, image: str) -> None:
     """Until the server has noticed a file that was put into the folder."""
-    deadline = time.monotonic() + 10
-    while image not in server.get("/datastore/?output=all").json()["objects"] and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert within(10, lambda: image in server.get("/datastore/?output=all").json()["objects"])
 
 
 def test_a_full_disk_is_said_and_the_old_label_stays(world):
@@ -129,9 +127,7 @@ def test_an_image_that_is_replaced_on_disk_is_read_again(world):
     save(world.studies / "fresh.nii.gz", replaced)
     second = masks("case5")
     assert second != first
-    deadline = time.monotonic() + 10
-    while "fresh" not in world.server.get("/datastore/?output=all").json()["objects"] and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_image(world.server, "fresh")
     assert masks("fresh") == second
 
 

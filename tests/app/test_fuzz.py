@@ -6,7 +6,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ import requests
 from tests.app.connections import connections, watch_connections
 from tests.app.fuzzing import Fuzzer, Sent
 from tests.app.learning import copy_app
-from tests.app.serving import Server, all_models, start, stop
+from tests.app.serving import Server, all_models, start, stop, within
 from tests.app.trees import tree_hash
 from tests.app.volumes import CENTRE_IJK, save, scan
 
@@ -109,14 +108,6 @@ def send_all(server: Server, stream: Iterable[Sent]) -> Iterator[tuple[Sent, int
 def temporary(server: Server) -> set[str]:
     """What lies in the folder of temporary files."""
     return {path.name for path in server.temporary.iterdir()}
-
-
-def within(seconds: float, condition) -> bool:
-    """Waits until something holds; whether it does."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
 
 
 def test_a_connection_to_another_host_would_be_noted(tmp_path):

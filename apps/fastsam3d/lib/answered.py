@@ -29,9 +29,10 @@ class Profile:
     @classmethod
     def of(cls, mask: np.ndarray, corner: Sequence[int] = (0, 0, 0)) -> Profile:
         """Of a mask (I, J, K) whose low corner is that voxel of the image."""
-        mask = mask.astype(bool)
-        counts = mask.sum(axis=(0, 1))
-        sums = [np.arange(n) @ mask.sum(axis=other) for n, other in zip(mask.shape[:2], (1, 0))]
+        mask = (mask != 0).view(np.uint8)
+        flat = [mask.sum(axis=other, dtype=np.uint32) for other in (1, 0)]  # (I, K) and (J, K)
+        counts = flat[0].sum(axis=0)
+        sums = [np.arange(n) @ plane for n, plane in zip(mask.shape[:2], flat)]
         middles = np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None] + np.asarray(corner[:2])
         return cls(corner[2], counts, middles)
 
@@ -56,11 +57,15 @@ class Profile:
 
 
 class Answered:
-    """Remembers the last answers on each image, in one small file an image."""
+    """Remembers the last answers on each image, in one small file an image, a line an answer.
+
+    A line is appended and not forced to the disk, as an annotator waits; one that a power cut tore is passed over.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
         self._lock = threading.Lock()
+        self._lines: dict[str, int] = {}
 
     def note(self, image: str, mask: np.ndarray, corner: Sequence[int]) -> None:
         """Remembers an answer: the part of the mask (i, j, k) that is not empty, and its low corner. `image` is a file's name.
@@ -69,11 +74,17 @@ class Answered:
         """
         if not mask.any():
             return
+        line = json.dumps(Profile.of(mask, corner).as_lists())
         with self._lock:
-            kept = [*self._read(image), Profile.of(mask, corner)][-_KEPT:]
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                write_text(self._file(image), json.dumps([profile.as_lists() for profile in kept]))
+                if self._lines.get(image, 2 * _KEPT) >= 2 * _KEPT:
+                    kept = self._read_lines(image)[-_KEPT:]
+                    write_text(self._file(image), "".join(f"{line}\n" for line in kept))
+                    self._lines[image] = len(kept)
+                with open(self._file(image), "a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
+                self._lines[image] += 1
             except OSError as error:
                 logger.warning("The answer on %s is not remembered: %s", image, error)
 
@@ -102,13 +113,24 @@ class Answered:
         return None
 
     def _file(self, image: str) -> Path:
-        return self._folder / f"{image}.json"
+        return self._folder / f"{image}.jsonl"
+
+    def _read_lines(self, image: str) -> list[str]:
+        try:
+            return self._file(image).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
 
     def _read(self, image: str) -> list[Profile]:
         try:
-            return [Profile(*kept) for kept in json.loads(self._file(image).read_text(encoding="utf-8"))]
-        except FileNotFoundError:
+            lines = self._read_lines(image)[-_KEPT:]
+        except OSError as error:
+            logger.warning("What was answered on %s cannot be read: %s", image, error)
             return []
-        except (OSError, ValueError, TypeError) as error:
-            logger.warning("What was answered on %s is forgotten: %s", image, error)
-            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(Profile(*json.loads(line)))
+            except (ValueError, TypeError) as error:
+                logger.warning("An answer on %s is forgotten: %s", image, error)
+        return found

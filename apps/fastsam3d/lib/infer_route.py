@@ -1,15 +1,15 @@
 """What MONAI Label's inference route takes for granted, checked before it runs.
 
 The route updates its request with whatever JSON `params` holds, and turns the answer into a DICOM SEG without asking
-whether that can be done; either ends in a bare 500. The same endpoint is put in front of its own route with a
-dependency that looks first. And it runs in a worker thread (workers.py): MONAI Label's own runs in the server's event loop,
-where the first look at somebody's large scan keeps everybody else waiting. Nothing else about the route changes.
+whether that can be done; either ends in a bare 500. The same endpoint is put in front of its own route
+(security/front_routes.py) with a dependency that looks first. And it runs in a worker thread (workers.py): MONAI Label's
+own runs in the server's event loop, where the first look at somebody's large scan keeps everybody else waiting. Nothing
+else about the route changes.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -35,23 +35,7 @@ _session: ContextVar[str] = ContextVar("session", default="")
 _sent_file: ContextVar[bool] = ContextVar("sent_file", default=False)
 
 
-def install_checks() -> None:
-    """Puts the checks in front of POST /infer/{model}; does nothing where MONAI Label's server was not started."""
-    server = sys.modules.get("monailabel.app")
-    if server is None:
-        return
-    server.app.add_api_route(
-        f"{settings.MONAI_LABEL_API_STR}/infer/{{model}}",
-        _answer,
-        methods=["POST"],
-        dependencies=[Depends(_look_first)],
-        include_in_schema=False,  # the route behind it describes both
-    )
-    routes = server.app.router.routes
-    routes.insert(0, routes.pop())  # the first route that matches answers
-
-
-async def _answer(
+async def answer(
     background_tasks: BackgroundTasks,
     model: str,
     image: str = "",
@@ -60,26 +44,25 @@ async def _answer(
     file: UploadFile | None = File(None),
     output: str | None = None,
 ) -> Any:
-    """MONAI Label's endpoint in a worker thread; `_look_first` has asked for the role."""
+    """MONAI Label's endpoint in a worker thread; `look_first` has asked for the role."""
     from monailabel.endpoints.infer import ResultType, remove_file, run_inference
 
     if output is not None and output not in {kind.value for kind in ResultType}:
         raise HTTPException(422, f"output must be one of {', '.join(ResultType)}, got {show(output)}.")
     wanted = None if output is None else ResultType(output)
     try:
-        answer = await in_worker(run_inference, background_tasks, model, image, session_id, params, file, None, wanted)
+        found = await in_worker(run_inference, background_tasks, model, image, session_id, params, file, None, wanted)
     except BaseException:
-        for (
-            task
-        ) in background_tasks.tasks:  # they follow an answer only, and remove the file that came with the request
+        # They follow an answer only, and remove the file that came with the request.
+        for task in background_tasks.tasks:
             task.func(*task.args, **task.kwargs)
         raise
     if wanted == ResultType.dicom_seg:
-        background_tasks.add_task(remove_file, answer.path)  # MONAI Label forgets it
-    return answer
+        background_tasks.add_task(remove_file, found.path)  # MONAI Label forgets it
+    return found
 
 
-async def _look_first(
+async def look_first(
     image: str = "",
     session_id: str = "",
     params: str = Form("{}"),
@@ -97,7 +80,7 @@ async def _look_first(
     if file and file.filename:
         ending_of(file.filename, UPLOADS, ".nii.gz")
     if session_id:
-        _check_session(session_id)
+        check_session(session_id)
     if output == "image" and given.get("result_write_to_file") is False:
         raise HTTPException(422, "output=image needs an answer file, so result_write_to_file must not be false.")
     _is_inference.set(True)
@@ -106,7 +89,7 @@ async def _look_first(
     _sent_file.set(file is not None)
 
 
-def _check_session(session_id: str) -> None:
+def check_session(session_id: str) -> None:
     """A click on an upload that is gone must not be answered on whatever image has the same name.
 
     Raises:

@@ -34,9 +34,8 @@ class UploadSessions(Sessions):
             found.last_access_ts = int(time.time())
             try:
                 self._write_meta_info(session_id, found)
-            except (
-                OSError
-            ) as error:  # a full disk, or the session has just been removed: its volume is still what it was
+            except OSError as error:
+                # A full disk, or the session has just been removed: its volume is still what it was.
                 logger.warning("The last use of session %s is not noted: %s", session_id, error)
         return found
 

@@ -69,6 +69,7 @@ def _own_routes() -> list[tuple[str, list[str], Callable]]:
 
 def _checked_routes() -> list[tuple[str, list[str], Callable, Callable]]:
     return [
+        ("/infer/{model}", ["POST"], infer_route.answer, infer_route.look_first),
         ("/datastore/image", ["HEAD"], datastore.api_check_image, check_sum_is_known),
         ("/logs/gpu", ["GET"], logs.gpu_info, check_gpu_program),
         ("/session/{session_id}", ["GET"], session.api_get_session, check_session),
@@ -138,7 +139,7 @@ def check_ohif_path(path: str, user: User = _USER) -> None:
 def check_session(session_id: str, user: User = _USER) -> None:
     """A session that is gone is answered as a click on it is, with what a client does then."""
     if app_instance().sessions() is not None:  # switched off: MONAI Label says so
-        infer_route._check_session(session_id)
+        infer_route.check_session(session_id)
 
 
 def check_training(

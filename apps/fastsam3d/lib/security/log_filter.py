@@ -70,9 +70,8 @@ class _Filter(logging.Filter):
         if hidden != text:
             record.msg, record.args = hidden, ()
         if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(
-                record.exc_info
-            )  # which formatters then take as it is
+            # Formatters take the text as it is where there is one.
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
             record.exc_text = without_identifiers(record.exc_text)
         if record.stack_info:

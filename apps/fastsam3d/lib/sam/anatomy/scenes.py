@@ -7,6 +7,7 @@ organ with vessels), and some tissues belong to no object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -205,6 +206,16 @@ def add_lungs(scene: Scene, canvas: Canvas, cavity: Tensor, long_axis: int) -> N
             scene.paint(WHOLE, mask & vessels, blood, None)
 
 
+def add_vessel(scene: Scene, mask: Tensor, kind: Callable[[], str] = lambda: "vessel") -> None:
+    """A tube or a tree (S, S, S) as an object, unless hardly anything of it is in the scene.
+
+    Args:
+        kind: gives its sort of tissue; called only where the object is painted, so that nothing is drawn in vain.
+    """
+    if int(mask.sum()) > 60:
+        scene.paint(WHOLE, mask, scene.new_tissue(kind()), scene.new_object())
+
+
 def torso(draw: Draw, size: int) -> Scene:
     """Body with organs, bones, tubes and vessels."""
     scene, canvas = empty_scene(draw, size), Canvas(draw, size)
@@ -218,14 +229,9 @@ def torso(draw: Draw, size: int) -> Scene:
     for _ in range(draw.integer(0, 4)):
         mask = tube(canvas, draw.log_uniform(2.5, 13))
         mask &= cavity if draw.chance(0.8) else scene.tissue > 0
-        if int(mask.sum()) > 60:
-            scene.paint(
-                WHOLE, mask, scene.new_tissue(draw.choice(["vessel", "vessel", "bowel", "organ"])), scene.new_object()
-            )
+        add_vessel(scene, mask, lambda: draw.choice(["vessel", "vessel", "bowel", "organ"]))
     if draw.chance(0.25):
-        mask = vessel_tree(canvas, draw.uniform(2, 5)) & cavity
-        if int(mask.sum()) > 60:
-            scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
+        add_vessel(scene, vessel_tree(canvas, draw.uniform(2, 5)) & cavity)
     return scene
 
 
@@ -240,9 +246,7 @@ def chest(draw: Draw, size: int) -> Scene:
     if draw.chance(0.5):
         add_spine(scene, canvas, cavity & (scene.label == 0))
     for _ in range(draw.integer(0, 3)):
-        mask = tube(canvas, draw.log_uniform(2.5, 13)) & (scene.label == 0)
-        if int(mask.sum()) > 60:
-            scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
+        add_vessel(scene, tube(canvas, draw.log_uniform(2.5, 13)) & (scene.label == 0))
     return scene
 
 
@@ -253,9 +257,8 @@ def back(draw: Draw, size: int) -> Scene:
     for _ in range(draw.integer(0, 3)):
         add_organ(scene, canvas, cavity, (14, 45))
     for _ in range(draw.integer(0, 4)):
-        mask = tube(canvas, draw.uniform(2.5, 6)) & (scene.label == 0)
-        if int(mask.sum()) > 60:
-            scene.paint(WHOLE, mask, scene.new_tissue(draw.choice(["bone", "vessel"])), scene.new_object())
+        tubes = tube(canvas, draw.uniform(2.5, 6)) & (scene.label == 0)
+        add_vessel(scene, tubes, lambda: draw.choice(["bone", "vessel"]))
     add_spine(scene, canvas, cavity)
     for _ in range(draw.integer(0, 3)):
         add_organ(scene, canvas, cavity & (scene.label == 0), (5, 20))
@@ -300,9 +303,7 @@ def scatter(draw: Draw, size: int) -> Scene:
     for _ in range(draw.integer(4, 16)):
         add_organ(scene, canvas, None, (3.5, 45))
     for _ in range(draw.integer(0, 3)):
-        mask = tube(canvas, draw.log_uniform(2, 10))
-        if int(mask.sum()) > 60:
-            scene.paint(WHOLE, mask, scene.new_tissue("vessel"), scene.new_object())
+        add_vessel(scene, tube(canvas, draw.log_uniform(2, 10)))
     return scene
 
 
