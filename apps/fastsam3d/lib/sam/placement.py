@@ -32,6 +32,12 @@ SMALL, WANTED = 0.6, 0.6
 REACH = 1.0
 """An object is expected beyond a click on it by this share of the click's distance from the mask (chosen by measurement)."""
 
+CLOSER = 1.5
+"""A click whose first mask does not convince the network itself is seen in a patch so many times finer."""
+
+SURE, CLOSER_MARGIN = 0.65, 0.03
+"""A first mask of such a predicted IoU convinces; the closer one is taken if it is better by the margin (both by measurement)."""
+
 TOUCHING, LARGE = 12, 1.5
 """A mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""
 
@@ -120,6 +126,15 @@ def look_again(frame: PatchFrame, mask: np.ndarray, spec: SamSpec) -> Look | Non
         return None
     corners = frame.to_source(np.array([low, high]))
     return Look(tuple(corners.min(axis=0)), tuple(corners.max(axis=0)), spacing)
+
+
+def look_closer(grid: Grid, prompts: Prompts, spec: SamSpec) -> PatchFrame | None:
+    """A finer patch around the first click, None where the scan has nothing finer to show."""
+    spacing = max(_finest(grid, spec), spec.spacing_mm / CLOSER)
+    if spacing > 0.9 * spec.spacing_mm:
+        return None
+    click = prompts.clicks_ijk[:1].astype(np.float64)
+    return _centred(grid, click, click, spacing, spec)
 
 
 def follow(frame: PatchFrame, mask: np.ndarray, prompts: Prompts, spec: SamSpec) -> PatchFrame:

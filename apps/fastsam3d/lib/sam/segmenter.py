@@ -23,7 +23,17 @@ from .geometry import Grid, PatchFrame
 from .intensity import padding_floor
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
-from .placement import first_prompt, follow, holds, look_again, place_patch
+from .placement import (
+    CLOSER_MARGIN,
+    SURE,
+    first_prompt,
+    follow,
+    holds,
+    leaves,
+    look_again,
+    look_closer,
+    place_patch,
+)  # fmt: skip
 from .postprocess import connected_to_clicks, steadied
 from .preprocess import network_input
 from .prompts import Box, PromptError, Prompts
@@ -226,10 +236,29 @@ class VolumeSegmenter:
         return ("place", self.weights_version, prompts.box, prompts.clicks[:n])
 
     def _first_frame(self, session: ImageSession, first: Prompts, timings: dict[str, float]) -> PatchFrame:
-        frame = place_patch(session.volume.grid, first, self.spec)
+        """The patch after a first look at the first prompt.
+
+        What a click means depends on how near one looks: an object that fills the patch may be a row of objects, and a
+        small one a vessel of a large one. The network's own estimate of its masks decides between the looks.
+        """
+        grid = session.volume.grid
+        frame = place_patch(grid, first, self.spec)
         view = self._view(session, frame, first, timings)
-        seen = self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
-        return place_patch(session.volume.grid, first, self.spec, look_again(frame, seen, self.spec))
+        again = look_again(frame, self._cells(view), self.spec)
+        if again is not None:
+            frame = place_patch(grid, first, self.spec, again)
+        if first.box is not None:
+            return frame
+        best = view if again is None else max(self._view(session, frame, first, timings), view, key=lambda v: v.iou)
+        closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
+        if closer is None:
+            return best.frame
+        view = self._view(session, closer, first, timings)
+        return closer if view.iou > best.iou + CLOSER_MARGIN and not leaves(closer, self._cells(view)) else best.frame
+
+    def _cells(self, view: View) -> np.ndarray:
+        """The cells (m, m, m) bool of the mask."""
+        return self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
 
     def _next_frame(
         self, session: ImageSession, frame: PatchFrame, prompts: Prompts, timings: dict[str, float]
@@ -240,8 +269,7 @@ class VolumeSegmenter:
             return frame
         before = prompts.until(len(prompts.clicks) - 1)
         view = self._view(session, frame, before, timings)
-        seen = self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
-        return follow(frame, seen, prompts, self.spec)
+        return follow(frame, self._cells(view), prompts, self.spec)
 
     def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
         """Embedding and skip features of the patch, from the session or computed."""
