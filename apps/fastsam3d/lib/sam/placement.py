@@ -35,8 +35,12 @@ REACH = 1.0
 CLOSER = 1.5
 """A click whose first mask does not convince the network itself is seen in a patch so many times finer."""
 
-SURE, CLOSER_MARGIN = 0.65, 0.03
-"""A first mask of such a predicted IoU convinces; the closer one is taken if it is better by the margin (both by measurement)."""
+SURE = 0.65
+"""A first mask of such a predicted IoU convinces."""
+
+FIRST_MARGIN, CLOSER_MARGIN = 0.015, 0.03
+"""The first look, and the closer one, are preferred to the second if their predicted IoU is better by so much (like SURE
+chosen by measurement)."""
 
 TOUCHING, LARGE = 12, 1.5
 """A mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""

@@ -25,6 +25,7 @@ from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import (
     CLOSER_MARGIN,
+    FIRST_MARGIN,
     SURE,
     first_prompt,
     follow,
@@ -242,15 +243,15 @@ class VolumeSegmenter:
         small one a vessel of a large one. The network's own estimate of its masks decides between the looks.
         """
         grid = session.volume.grid
-        frame = place_patch(grid, first, self.spec)
-        view = self._view(session, frame, first, timings)
-        again = look_again(frame, self._cells(view), self.spec)
+        best = self._view(session, place_patch(grid, first, self.spec), first, timings)
+        again = look_again(best.frame, self._cells(best), self.spec)
         if again is not None:
             frame = place_patch(grid, first, self.spec, again)
-        if first.box is not None:
-            return frame
-        best = view if again is None else max(self._view(session, frame, first, timings), view, key=lambda v: v.iou)
-        closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
+            if first.box is not None:
+                return frame
+            view = self._view(session, frame, first, timings)
+            best = best if best.iou > view.iou + FIRST_MARGIN else view
+        closer = look_closer(grid, first, self.spec) if first.box is None and best.iou < SURE else None
         if closer is None:
             return best.frame
         view = self._view(session, closer, first, timings)
