@@ -23,14 +23,14 @@ pytestmark = [
 ]
 
 # The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five. fastsam3d-compact-v4 reaches
-# it but for the vertebra (docs/models.md); what these tests hold is what it does reach, less about 0.05, so that nothing
-# gets worse unseen. Better weights raise the floors. FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
+# it but for one of two vertebrae (0.793 after one click); what these tests hold is what it does reach, less about 0.05, so
+# that nothing gets worse unseen. Better weights raise the floors. FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
 QUALITY = os.environ.get("FASTSAM3D_E2E_MIN_DICE") != "0"
 FLOORS = {  # Dice after one click, after five
     "spleen": (0.89, 0.90),
     "left kidney": (0.90, 0.91),
     "right kidney": (0.90, 0.91),
-    "vertebra": (0.24, 0.73),
+    "vertebra": (0.74, 0.86),
     "lesion": (0.89, 0.90),
     "liver": (0.84, None),
 }
