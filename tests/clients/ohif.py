@@ -207,6 +207,18 @@ class Viewer:
         """Makes a DICOM SEG of the labelmap and stores it on the DICOMweb server, as OHIF's export does."""
         self.page.evaluate(_EXPORT, name)
 
+    def show_training(self) -> None:
+        """Unfolds the Active Learning tab, which holds the buttons and what is known of the training."""
+        if not self.page.locator("input[name='activelearning']").is_checked():
+            self.page.click("label.tab-label:has-text('Active Learning')")
+
+    def update_model(self) -> int:
+        """Presses Update Model, which asks for every training at once; the status of the answer."""
+        self.show_training()
+        with self.page.expect_response(lambda response: "/train/" in response.url) as expected:
+            self.page.locator("button", has_text="Update Model").click()
+        return expected.value.status
+
     def mask(self, label: str) -> np.ndarray:
         """(I, J, K) bool: one label of the browser's labelmap."""
         voxels, names = self.labelmap()
