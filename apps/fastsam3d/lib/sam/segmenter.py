@@ -245,13 +245,13 @@ class VolumeSegmenter:
         grid = session.volume.grid
         best = self._view(session, place_patch(grid, first, self.spec), first, timings)
         again = look_again(best.frame, self._cells(best), self.spec)
+        frame = best.frame if again is None else place_patch(grid, first, self.spec, again)
+        if first.box is not None or not self.spec.looks:
+            return frame
         if again is not None:
-            frame = place_patch(grid, first, self.spec, again)
-            if first.box is not None:
-                return frame
             view = self._view(session, frame, first, timings)
             best = best if best.iou > view.iou + FIRST_MARGIN else view
-        closer = look_closer(grid, first, self.spec) if first.box is None and best.iou < SURE else None
+        closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
         if closer is None:
             return best.frame
         view = self._view(session, closer, first, timings)

@@ -103,6 +103,7 @@ class SamSpec:
         steady: share of the logits before a click that is kept far away from it (see postprocess.py); 0 as published.
         zoom: after a first look at the first prompt the patch is placed anew: coarser where the object leaves it,
             finer where the object is small (see placement.py). Needs lattice "click".
+        looks: with zoom, the predicted IoU decides for a click between the first look, the second, and a closer one.
     """
 
     name: str
@@ -118,6 +119,7 @@ class SamSpec:
     background_passes: int = 1
     steady: float = 0.0
     zoom: bool = False
+    looks: bool = False
 
     @property
     def patch_size(self) -> int:

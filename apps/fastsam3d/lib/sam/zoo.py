@@ -61,6 +61,7 @@ _ROWS = (
         background_passes=2,
         steady=0.8,
         zoom=True,
+        looks=True,
     ),
     SamSpec(
         "fastsam3d_compact_sparse",
@@ -74,6 +75,7 @@ _ROWS = (
         background_passes=2,
         steady=0.8,
         zoom=True,
+        looks=True,
     ),
 )
 
