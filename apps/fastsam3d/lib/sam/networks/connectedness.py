@@ -69,14 +69,15 @@ def prompted_maps(
         positive = positive | (unclicked & seed)
         value = (intensity * seed).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
         object_far = torch.where(unclicked, (fine - value).abs(), object_far)
-    return torch.cat(
-        [
-            connectedness(intensity, object_far, positive) * (inside | ~boxed),
-            connectedness(intensity, background_far, negative | (boxed & ~inside)),
-            evidence,
-        ],
-        dim=1,
-    )
+    negative = negative | (boxed & ~inside)
+    if torch.compiler.is_exporting():  # side by side: half the graph
+        intensity = intensity.expand(len(positive), *intensity.shape[1:])
+        seeds, far = torch.cat([positive, negative]), torch.cat([object_far, background_far])
+        to_object, to_background = connectedness(torch.cat([intensity] * 2), far, seeds).chunk(2)
+    else:  # one after the other: often there is nothing to do for one of them
+        to_object = connectedness(intensity, object_far, positive)
+        to_background = connectedness(intensity, background_far, negative)
+    return torch.cat([to_object * (inside | ~boxed), to_background, evidence], dim=1)
 
 
 def any_cell(mask: Tensor) -> Tensor:
