@@ -20,6 +20,11 @@ TOLERANCE = 1e-3
 LEAST_DICE = 0.999
 """Of the masks of both sides."""
 
+
+class RunError(ValueError):
+    """The runtime refuses a file."""
+
+
 Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -53,25 +58,50 @@ def onnx_runner(path: Path, threads: int = 0) -> Runner:
 
     Args:
         threads: 0 for the runtime's own choice.
+
+    Raises:
+        RunError: the file is not valid, or, when it is called, cannot be run.
     """
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except kinds as error:
+        raise RunError(f"ONNX Runtime cannot load {path.name}: {error}") from error
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, dict(inputs))))
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(names, session.run(names, dict(inputs))))
+        except kinds as error:
+            raise RunError(f"ONNX Runtime cannot run {path.name}: {error}") from error
+
+    return run
 
 
 def openvino_runner(path: Path) -> Runner:
-    """Runs an OpenVINO model (.xml) on the CPU in float32, which is not its default on CPUs with bfloat16."""
+    """Runs an OpenVINO model (.xml) on the CPU in float32, which is not its default on CPUs with bfloat16.
+
+    Raises:
+        RunError: the file is not valid, or, when it is called, cannot be run.
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise RunError(f"OpenVINO cannot load {path.name}: {error}") from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = compiled(dict(inputs))
+        try:
+            found = compiled(dict(inputs))
+        except RuntimeError as error:
+            raise RunError(f"OpenVINO cannot run {path.name}: {error}") from error
         return {output.get_any_name(): found[output] for output in compiled.outputs}
 
     return run
