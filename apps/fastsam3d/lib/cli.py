@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "weights": Command(
         "commands.weights:main", "list, fetch, verify and import weights; history and rollback of training"
     ),
+    "export": Command("commands.export:main", "write a model as ONNX or OpenVINO files for other programs"),
     "pretrain": Command("commands.pretrain:main", "train a model on generated anatomy"),
     "pretrain2d": Command("commands.pretrain2d:main", "train a model for images and slices, stage after stage"),
     "distill": Command("commands.distill:main", "make a student of fewer layers from a teacher"),

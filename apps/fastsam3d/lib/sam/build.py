@@ -138,11 +138,29 @@ class Sam2D(nn.Module):
         Returns:
             logits (B, 1, 4g, 4g), predicted IoU (B, 1); three of each with `multimask`.
         """
-        sparse, dense = self.prompt_encoder(points, boxes, mask)
-        maps = self.prompt_encoder.maps(points, boxes, mask) if self.spec.decoder.refine else None
-        clicks = self.prompt_encoder.cells(points, boxes) if self.spec.decoder.grow else None
-        position = self.prompt_encoder.dense_position()
-        return self.mask_decoder(embedding, position, sparse, dense, multimask, maps, clicks)
+        return self.decode_list(embedding, *self.prompt_encoder.gather(points, boxes, mask), mask, None, multimask)
+
+    def decode_list(
+        self,
+        embedding: Tensor,
+        coords: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        given: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` with clicks and box in one list.
+
+        Args:
+            coords, labels: (B, N, 2) and (B, N), see `PromptEncoder2D.embed_points`; where no box is among them the last
+                is a padding point, as published.
+            given: (B,) bool, False where the mask counts as None; None for all True.
+        """
+        encoder, d = self.prompt_encoder, self.spec.decoder
+        sparse, dense = encoder.encode(coords, labels, mask, given)
+        maps = encoder.maps(coords, labels, mask) if d.refine else None
+        clicks = (encoder.cells(coords), labels) if d.grow else None
+        return self.mask_decoder(embedding, encoder.dense_position(), sparse, dense, multimask, maps, clicks)
 
 
 def build_sam2d(spec: Sam2dSpec) -> Sam2D:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spec import SamSpec
-from .connectedness import clicked_cells, far_from_clicks, prompted_maps
-from .layers import zero_
+from .connectedness import at_cells, clicked_cells, far_from_clicks, prompted_maps
+from .layers import in_parts, may_hold, zero_
 
 KEY_CHANNELS = 16
 SOFTNESS = 0.08
@@ -53,7 +53,7 @@ class Appearance(nn.Module):
     def tokens(self, points: Tensor, cues: tuple[Tensor, ...]) -> Tensor:
         """Image features at points (B, N, 3) in patch voxels -> additions to their tokens (B, N, width)."""
         _, fine, coarse, embedding = cues[:4]
-        found = [_at(f, points // (self.cell * step)) for f, step in ((fine, 1), (coarse, 2), (embedding, 4))]
+        found = [at_cells(f, points // (self.cell * step)) for f, step in ((fine, 1), (coarse, 2), (embedding, 4))]
         return self.project(self.norm(torch.cat(found, dim=1).transpose(1, 2).float()))
 
     def maps(self, points: Tensor, signs: tuple[Tensor, Tensor], cues: tuple[Tensor, ...], box: Tensor) -> Tensor:
@@ -74,15 +74,14 @@ class Appearance(nn.Module):
         out = []
         for chosen in signs:
             best = intensity.new_zeros(b, self.channels, m**3)
-            for start in range(0, points.shape[1], _CHUNK):
-                part = slice(start, start + _CHUNK)
+            for part in in_parts(points.shape[1], _CHUNK):
                 use = chosen[:, part, None]
-                if not bool(use.any()):
+                if not may_hold(use):
                     continue
-                value = _at(intensity, cells[:, part])  # (B, c, n)
+                value = at_cells(intensity, cells[:, part])  # (B, c, n)
                 away = (intensity.flatten(2)[:, :, None] - value[..., None]).abs()  # (B, c, n, m^3)
                 alike = torch.exp(-away / SOFTNESS) * use[:, None]
-                same = torch.einsum("bcn,bcx->bnx", _at(keys, cells[:, part]), keys.flatten(2).expand(b, -1, -1))
+                same = torch.einsum("bcn,bcx->bnx", at_cells(keys, cells[:, part]), keys.flatten(2).expand(b, -1, -1))
                 same = same.clamp_min(0) * use
                 best = torch.maximum(best, torch.cat([alike.amax(2), same.amax(1, keepdim=True)], dim=1))
             out.append(best.unflatten(2, (m, m, m)))
@@ -92,12 +91,3 @@ class Appearance(nn.Module):
             far = tuple(far_from_clicks(intensity, cells, chosen, parts) for chosen in signs)
             out.append(prompted_maps(intensity, *clicked, far, box > 0, parts))
         return torch.cat(out, dim=1)
-
-
-def _at(features: Tensor, cells: Tensor) -> Tensor:
-    """Features (b, c, n, n, n) at cells (B, N, 3) -> (B, c, N); b = 1 or B."""
-    n = features.shape[-1]
-    cells = cells.long().clamp(0, n - 1)
-    index = (cells[..., 0] * n + cells[..., 1]) * n + cells[..., 2]
-    flat = features.flatten(2).expand(cells.shape[0], -1, -1)
-    return flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))

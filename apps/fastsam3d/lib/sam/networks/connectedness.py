@@ -7,11 +7,14 @@ square or cubic grid, (..., m, m) or (..., m, m, m).
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .layers import in_parts, may_hold
 
 SWEEPS = 2
 """Times that every axis is swept in both directions. More sweeps find paths with more bends, up to the exact value; two
@@ -61,19 +64,20 @@ def prompted_maps(
     unclicked = boxed & ~any_cell(positive)
     evidence = box_evidence(intensity, inside)
     object_far, background_far = far
-    if bool(unclicked.any()):
+    if may_hold(unclicked):
         seed = most_telling(evidence, inside)
         positive = positive | (unclicked & seed)
         value = (intensity * seed).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
         object_far = torch.where(unclicked, (fine - value).abs(), object_far)
-    return torch.cat(
-        [
-            connectedness(intensity, object_far, positive) * (inside | ~boxed),
-            connectedness(intensity, background_far, negative | (boxed & ~inside)),
-            evidence,
-        ],
-        dim=1,
-    )
+    negative = negative | (boxed & ~inside)
+    if torch.compiler.is_exporting():  # side by side: half the graph
+        intensity = intensity.expand(len(positive), *intensity.shape[1:])
+        seeds, far = torch.cat([positive, negative]), torch.cat([object_far, background_far])
+        to_object, to_background = connectedness(torch.cat([intensity] * 2), far, seeds).chunk(2)
+    else:  # one after the other: often there is nothing to do for one of them
+        to_object = connectedness(intensity, object_far, positive)
+        to_background = connectedness(intensity, background_far, negative)
+    return torch.cat([to_object * (inside | ~boxed), to_background, evidence], dim=1)
 
 
 def any_cell(mask: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
     Returns:
         (B, 2c, m, ...) in [0, 1]: for links of the first kind, then of the second.
     """
-    if not bool(seeds.any()):
+    if not may_hold(seeds):
         return distance.new_zeros(len(distance), 2 * distance.shape[1], *seeds.shape[2:])
     alike = torch.exp(distance / -SOFTNESS)
     intensity = intensity.expand(len(alike), *intensity.shape[1:])
@@ -108,14 +112,43 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
         both = (torch.cat([into.narrow(axis, begin, n - 1), steps], dim=1) for begin in (1, 0))
         links.append([x.movedim(axis, 0).contiguous() for x in both])
     found = seeds.to(alike.dtype).expand(-1, 2 * alike.shape[1], *seeds.shape[2:])
+    sweep = sweep_by_doubling if torch.compiler.is_exporting() else sweep_by_planes
     for _ in range(SWEEPS):
         for axis, (forward, backward) in zip(axes, links):
-            planes = list(found.movedim(axis, 0).contiguous().unbind(0))
-            for i in range(1, len(planes)):
-                planes[i] = torch.maximum(planes[i], torch.minimum(planes[i - 1], forward[i - 1]))
-            for i in range(len(planes) - 2, -1, -1):
-                planes[i] = torch.maximum(planes[i], torch.minimum(planes[i + 1], backward[i]))
-            found = torch.stack(planes, dim=axis)
+            found = sweep(found.movedim(axis, 0), forward, backward).movedim(0, axis)
+    return found
+
+
+def sweep_by_planes(found: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+    """Sweeps the first axis to its end and back: a plane of cells takes what comes through the links from the one before.
+
+    Args:
+        found: (m, ...) in [0, 1]. forward: (m - 1, ...) links from plane i to i + 1. backward: those from i + 1 to i.
+
+    Returns:
+        (m, ...).
+    """
+    planes = list(found.contiguous().unbind(0))
+    for i in range(1, len(planes)):
+        planes[i] = torch.maximum(planes[i], torch.minimum(planes[i - 1], forward[i - 1]))
+    for i in range(len(planes) - 2, -1, -1):
+        planes[i] = torch.maximum(planes[i], torch.minimum(planes[i + 1], backward[i]))
+    return torch.stack(planes)
+
+
+def sweep_by_doubling(found: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+    """The same to the last bit, in the logarithm of m steps (Hillis and Steele 1986): a small graph to export.
+
+    Step n brings what is up to 2 ** n planes away; the links over so many planes are as strong as the weakest of them.
+    """
+    for ahead, links in ((True, forward), (False, backward)):
+        reach, m = 1, len(found)
+        while reach < m:
+            before, rest = (0, reach) if ahead else (reach, 0)
+            come = torch.minimum(found.narrow(0, before, m - reach), links)
+            found = torch.maximum(found, F.pad(come, (0, 0) * (come.ndim - 1) + (rest, before)))
+            links = torch.minimum(links[reach:], links[:-reach]) if 2 * reach < m else links
+            reach *= 2
     return found
 
 
@@ -184,7 +217,7 @@ def box_evidence(intensity: Tensor, inside: Tensor) -> Tensor:
         (B, c, m, ...): logarithm of the ratio of the two shares, divided by 4; 0 outside the box.
     """
     b, c, cells = len(inside), intensity.shape[1], inside.shape[2:]
-    if not bool(inside.any()):
+    if not may_hold(inside):
         return intensity.new_zeros(b, c, *cells)
     level = ((intensity + 1) * (BINS / 2)).long().clamp(0, BINS - 1).expand(b, -1, *cells).flatten(2)
     pool = F.max_pool3d if len(cells) == 3 else F.max_pool2d
@@ -209,11 +242,29 @@ def clicked_cells(cells: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
     Returns:
         (B, 1, m, ...) bool.
     """
-    mask = torch.zeros(len(cells), 1, *shape, dtype=torch.bool, device=cells.device)
-    which, click = torch.nonzero(chosen, as_tuple=True)
-    places = [cells[which, click, d].long().clamp(0, n - 1) for d, n in enumerate(shape)]
-    mask[(which, torch.zeros_like(which), *places)] = True
-    return mask
+    count = torch.zeros(len(cells), math.prod(shape), device=cells.device)
+    count.scatter_add_(1, _flat_index(cells, shape), chosen.to(count.dtype))
+    return (count > 0).reshape(-1, 1, *shape)
+
+
+def at_cells(features: Tensor, cells: Tensor) -> Tensor:
+    """Features at cells.
+
+    Args:
+        features: (b, c, m, ...), b = 1 or B. cells: (B, N, D) as in `clicked_cells`.
+
+    Returns:
+        (B, c, N).
+    """
+    index = _flat_index(cells, features.shape[2:])
+    flat = features.flatten(2).expand(len(cells), -1, -1)
+    return flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
+
+
+def _flat_index(cells: Tensor, shape: torch.Size) -> Tensor:
+    """Cells (B, N, D) of a grid, the nearest one for those outside -> their row-major indices (B, N)."""
+    places = [cells[..., d].long().clamp(0, n - 1) for d, n in enumerate(shape)]
+    return reduce(lambda index, place: index * shape[-1] + place, places)
 
 
 def far_from_clicks(intensity: Tensor, cells: Tensor, chosen: Tensor, fine: Tensor | None = None) -> Tensor:
@@ -226,17 +277,13 @@ def far_from_clicks(intensity: Tensor, cells: Tensor, chosen: Tensor, fine: Tens
     Returns:
         (B, c, n, ...).
     """
-    b, shape = len(cells), intensity.shape[2:]
     fine = intensity if fine is None else fine
-    intensity = intensity.expand(b, *intensity.shape[1:])
-    out = torch.full_like(fine.expand(b, *fine.shape[1:]), _FAR)
-    rows = torch.arange(b, device=cells.device)
-    for n in range(cells.shape[1]):
-        if not bool(chosen[:, n].any()):
+    out = torch.full_like(fine.expand(len(cells), *fine.shape[1:]), _FAR)
+    for part in in_parts(cells.shape[1], 1):  # one at a time, so that what is worked on stays in the processor's cache
+        if not may_hold(chosen[:, part]):
             continue
-        places = [cells[:, n, d].long().clamp(0, size - 1) for d, size in enumerate(shape)]
-        value = intensity[(rows, slice(None), *places)]  # (B, c)
-        value = torch.where(chosen[:, n, None], value, _FAR)
-        away = (fine - value.reshape(*value.shape, *(1,) * len(shape))).abs_()
+        value = torch.where(chosen[:, None, part], at_cells(intensity, cells[:, part]), _FAR)  # (B, c, n)
+        away = (fine[:, :, None] - value.unflatten(2, (-1, *(1,) * (fine.ndim - 2)))).abs_()
+        away = away.amin(2) if torch.compiler.is_exporting() else away[:, :, 0]
         torch.minimum(out, away, out=out)
     return out

@@ -10,6 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def may_hold(condition: Tensor) -> bool:
+    """Whether a condition holds anywhere, so that work for it has to be done.
+
+    While a network is exported no value is known, and the answer is always True. So this may only guard work that changes
+    nothing where the condition holds nowhere.
+
+    Args:
+        condition: bool, any shape.
+    """
+    return torch.compiler.is_exporting() or bool(condition.any())
+
+
+def in_parts(count: int, size: int) -> list[slice]:
+    """Consecutive parts of at most `size` of so many things; one part with all of them while a network is exported."""
+    if torch.compiler.is_exporting():
+        return [slice(None)]
+    return [slice(begin, begin + size) for begin in range(0, count, size)]
+
+
 def zero_(layer: nn.Module) -> nn.Module:
     """The same layer with all parameters 0, so that it begins without effect."""
     for p in layer.parameters():
@@ -171,7 +190,9 @@ def trilinear(x: Tensor, size: int) -> Tensor:
     """
     m, lead = x.shape[-1], x.shape[:-3]
     with torch.autocast(x.device.type, enabled=False):
-        weights = _interpolation(m, size).to(x.device)
+        # Exporting computes with stand-ins for tensors, which must not stay in the cache.
+        table = _interpolation.__wrapped__ if torch.compiler.is_exporting() else _interpolation
+        weights = table(m, size).to(x.device)
         x = (weights @ x.reshape(math.prod(lead), m, m * m)).reshape(math.prod(lead) * size, m, m)
         return ((weights @ x).reshape(math.prod(lead) * size * size, m) @ weights.T).reshape(*lead, size, size, size)
 

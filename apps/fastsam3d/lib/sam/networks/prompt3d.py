@@ -134,7 +134,8 @@ class PromptEncoder3D(nn.Module):
         if points is None:
             sparse = torch.empty(b, 0, d.width, device=device)
         else:
-            if points[1].numel() and int(points[1].max()) >= len(self.point_embeddings):
+            unknown = points[1] >= len(self.point_embeddings)
+            if not torch.compiler.is_exporting() and bool(unknown.any()):
                 raise ValueError("this model has no box embeddings: give clicks, or use a model with boxes")
             shift = 0 if window is None else self.spec.encoder.patch * window[:, None, :]
             sparse = self.embed_points(points[0] + shift, points[1])

@@ -90,7 +90,7 @@ class PromptEncoder2D(nn.Module):
     def gather(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Clicks and box corners as coordinates (B, N, 2) and labels (B, N); arguments as those of `forward`."""
+        """Clicks and box corners in one list: coordinates (B, N, 2) and labels (B, N); arguments as those of `forward`."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         b = next((len(x) for x in (points and points[0], boxes, mask) if x is not None), 1)
         coords, labels = matrix.new_empty(b, 0, 2), torch.empty(b, 0, dtype=torch.long, device=matrix.device)
@@ -99,17 +99,18 @@ class PromptEncoder2D(nn.Module):
         if boxes is not None:
             corners = labels.new_tensor([BOX_LOW, BOX_HIGH]).expand(b, 2)
             coords, labels = torch.cat([coords, boxes.reshape(b, 2, 2)], dim=1), torch.cat([labels, corners], dim=1)
+        elif points is not None:
+            coords = torch.cat([coords, coords.new_zeros(len(coords), 1, 2)], dim=1)
+            labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)
         return coords, labels
 
-    def maps(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The prompts drawn on the mask grid, (B, 4, 4g, 4g), see `prompt_maps`; arguments as those of `forward`."""
-        coords, labels = self.gather(points, boxes, mask)
+    def maps(self, coords: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Prompts of `gather` drawn on the mask grid, (B, 4, 4g, 4g), see `prompt_maps`."""
         return prompt_maps(coords.flip(-1), labels, mask, self.mask_size, self.image_size / self.mask_size)
 
-    def cells(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Places of clicks and box corners as cells of the masks (B, N, 2), row and column, and their labels (B, N)."""
-        coords, labels = self.gather(points, boxes, None)
-        return coords.flip(-1).div(self.image_size / self.mask_size, rounding_mode="floor"), labels
+    def cells(self, coords: Tensor) -> Tensor:
+        """Coordinates of `gather` as cells of the masks (B, N, 2), row and column."""
+        return coords.flip(-1).div(self.image_size / self.mask_size, rounding_mode="floor")
 
     def forward(
         self,
@@ -128,16 +129,27 @@ class PromptEncoder2D(nn.Module):
         Returns:
             sparse (B, N + 1 or N + 2, width); dense (B, width, g, g), or (1, width, g, g) where nothing is drawn.
         """
-        coords, labels = self.gather(points, boxes, mask)
-        if points is not None and boxes is None:
-            coords = torch.cat([coords, coords.new_zeros(len(coords), 1, 2)], dim=1)
-            labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)
+        return self.encode(*self.gather(points, boxes, mask), mask)
+
+    def encode(
+        self, coords: Tensor, labels: Tensor, mask: Tensor | None, given: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the prompts of `gather`.
+
+        Args:
+            given: (B,) bool, False where the mask counts as None; None for all True.
+
+        Returns:
+            As `forward`.
+        """
         sparse = self.embed_points(coords, labels)
         if self.dense_clicks:
-            return sparse, self.mask_downscaling(self.maps(points, boxes, mask))
-        if mask is not None:
-            return sparse, self.mask_downscaling(mask)
-        return sparse, self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, self.edge, self.edge)
+            return sparse, self.mask_downscaling(self.maps(coords, labels, mask))
+        nothing = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, self.edge, self.edge)
+        if mask is None:
+            return sparse, nothing
+        dense = self.mask_downscaling(mask)
+        return sparse, dense if given is None else torch.where(given[:, None, None, None], dense, nothing)
 
 
 class Refinement(nn.Module):
@@ -257,7 +269,10 @@ def grey_and_rank(picture: Tensor) -> Tensor:
         (b, 2, m, m) in [-1, 1].
     """
     grey = picture.mean(1).clamp(0, 1)
-    flat = grey.flatten(1).contiguous()
-    levels = flat.sort(dim=1).values
-    rank = torch.searchsorted(levels, flat) + torch.searchsorted(levels, flat, right=True)
+    flat = grey.flatten(1)
+    levels, order = flat.sort(dim=1)
+    group = F.pad((levels.diff(dim=1) != 0).long(), (1, 0)).cumsum(1)  # equal values are one group
+    size = torch.zeros_like(group).scatter_add_(1, group, torch.ones_like(group))
+    below_and_up_to = (2 * size.cumsum(1) - size).gather(1, group)  # values below it, and those up to it, in one sum
+    rank = torch.zeros_like(group).scatter_(1, order, below_and_up_to)
     return torch.stack([grey, (rank / (2 * flat.shape[1])).unflatten(1, grey.shape[1:])], dim=1) * 2 - 1
