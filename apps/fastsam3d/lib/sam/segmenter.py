@@ -20,6 +20,7 @@ from torch import Tensor
 from .build import Sam3D
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
+from .half import halved
 from .intensity import padding_floor
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
@@ -118,7 +119,8 @@ class VolumeSegmenter:
         self.half = spec.half and has_bfloat16(self.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         if self.half:
-            self.model = self.model.to(memory_format=torch.channels_last_3d)
+            self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
+        self.model.prompt_encoder.keep_position()
         self.weights_name, self.weights_version = weights_name, weights_version
 
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
