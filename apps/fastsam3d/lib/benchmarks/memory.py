@@ -93,59 +93,38 @@ def measure_memory(
     conf: dict[str, str],
     say: Callable[[str], None] = lambda text: None,
 ) -> list[MemoryRow]:
-    """One server and one click on a scan, then another server and a click on each of many scans.
+    """One server: a click on a scan, then a click on each of many scans.
 
     Args:
         shape: (I, J, K) of the one int16 scan. volume_shape: of the many.
         volumes: how many those are.
-        cache_gb: the budget of the second server, GiB: small enough that the first volumes fill it. The first one has the default
-            of this machine.
-        conf: the servers' `--conf` pairs.
+        cache_gb: the server's budget, GiB: small enough that the first volumes fill it.
+        conf: more of the server's `--conf` pairs.
 
     Returns:
         A row for either.
 
     Raises:
-        ServerError: a server does not start or answers with an error.
+        ServerError: the server does not start or answers with an error.
     """
-    conf = {"models": OURS, **conf}
-    return [
-        _one(shape, threads, device, conf, say),
-        _many(volumes, volume_shape, cache_gb, threads, device, conf, say),
-    ]
-
-
-def _one(shape, threads: int, device, conf: dict[str, str], say) -> MemoryRow:
-    from ..conf import default_cache_gb
-
-    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
-        studies = Path(folder) / "studies"
-        studies.mkdir()
-        scan = write_scan(studies / "scan.nii.gz", shape, 1, 1)
-        with Server(APP, studies, Path(folder) / "home", conf, threads) as server:
-            server.wait()
-            before = server.resident_mb()
-            with _Peak(server) as peak:
-                server.click(OURS, scan.name, scan.clicks)
-            after = server.resident_mb()
-    case = f"one {size_text(shape)} int16 scan open"
-    say(f"{case}: {before:.0f} MB at the server's start, {after:.0f} MB after its first click")
-    budget = round(default_cache_gb(), 2)
-    return MemoryRow.of(case, 1, before, after, max(peak.mb, after), 0, budget, threads, device)
-
-
-def _many(volumes: int, shape, cache_gb: float, threads: int, device, conf: dict[str, str], say) -> MemoryRow:
     settled = min(SETTLED, max(1, volumes // 10))
     with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
         studies = Path(folder) / "studies"
         studies.mkdir()
-        written = [write_scan(studies / f"scan{n}.nii.gz", shape, 1, n + 1) for n in range(min(_DIFFERENT, volumes))]
-        scans = list(written)
-        for n in range(len(written), volumes):
-            scans.append(same_scan(written[n % len(written)], studies / f"scan{n}.nii.gz"))
-        conf = conf | {"cache_gb": f"{cache_gb:g}"}
+        large = write_scan(studies / "large.nii.gz", shape, 1, 1)
+        different = min(_DIFFERENT, volumes)
+        scans = [write_scan(studies / f"scan{n}.nii.gz", volume_shape, 1, n + 2) for n in range(different)]
+        scans += [same_scan(scans[n % different], studies / f"scan{n}.nii.gz") for n in range(different, volumes)]
+        conf = {"models": OURS, **conf, "cache_gb": f"{cache_gb:g}"}
         with Server(APP, studies, Path(folder) / "home", conf, threads) as server:
             server.wait()
+            start = server.resident_mb()
+            with _Peak(server) as peak:
+                server.click(OURS, large.name, large.clicks)
+            opened = server.resident_mb()
+            case = f"one {size_text(shape)} int16 scan open"
+            row = MemoryRow.of(case, 1, start, opened, max(peak.mb, opened), 0, cache_gb, threads, device)
+            say(f"{case}: {opened:.0f} MB; then {volumes} of {size_text(volume_shape)}")
             before = 0.0
             with _Peak(server) as peak:
                 for n, scan in enumerate(scans, start=1):
@@ -154,9 +133,10 @@ def _many(volumes: int, shape, cache_gb: float, threads: int, device, conf: dict
                         before = server.resident_mb()
                     if n == settled or n % SETTLED == 0:
                         say(f"volume {n} of {volumes}: {server.resident_mb():.0f} MB")
-                after = server.resident_mb()
-    case = f"{volumes} int16 scans of {size_text(shape)} opened in turn"
-    return MemoryRow.of(case, volumes, before, after, max(peak.mb, after), settled, cache_gb, threads, device)
+            after = server.resident_mb()
+    case = f"{volumes} int16 scans of {size_text(volume_shape)} opened in turn"
+    many = MemoryRow.of(case, volumes, before, after, max(peak.mb, after), settled, cache_gb, threads, device)
+    return [row, many]
 
 
 class _Peak:

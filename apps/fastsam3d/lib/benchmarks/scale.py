@@ -21,6 +21,7 @@ SIZES = ((128, 128, 128), (256, 256, 150), (512, 512, 300))
 COUNTS = (1, 5, 20, 100)
 CLIENTS = 8
 _REFINEMENTS = 4
+_WAIT_SECONDS = 300.0
 _MOST_TOGETHER = 10
 """Clicks on an annotator's object before the next object is begun."""
 
@@ -191,10 +192,13 @@ def measure_scale(
                 bench.ask(warm_up, warm_up.clicks[:count])
             rows: list[ScaleRow | TogetherRow] = []
             for shape, scans in by_size.items():
+                say(f"{rounds} scans of {size_text(shape)}")
                 rows += _size_rows(bench, shape, scans)
-                say(rows[-2].line())
+            say(
+                f"{rounds} times {', '.join(map(str, counts))} clicks on scans of {size_text(ordered[len(ordered) // 2])}"
+            )
             rows += _count_rows(bench, replayed, counts, rounds)
-            say(rows[-1].line())
+            say(f"{clients} annotators, {rounds} first clicks on {size_text(ordered[-1])}")
             rows.append(_together(bench, own, opened, ordered, pause_s))
     return rows
 
@@ -232,7 +236,7 @@ def _count_rows(bench: _Bench, scans: Sequence[Scan], counts: Sequence[int], rou
             at_once[count].append(bench.ask(scan, scan.clicks[:count]))
     return [
         *(bench.row(f"click number {count} after those before it", added[count]) for count in counts),
-        *(bench.row(f"{count} clicks at once on an open scan", at_once[count]) for count in counts),
+        *(bench.row(f"{count} click{'s' * (count > 1)} at once on an open scan", at_once[count]) for count in counts),
     ]
 
 
@@ -264,7 +268,7 @@ class _Annotator(threading.Thread):
 def _together(
     bench: _Bench, own: Sequence[Scan], opened: Sequence[Scan], sizes: Sequence[tuple[int, int, int]], pause_s: float
 ) -> TogetherRow:
-    """All but one annotator refine throughout; the last opens a scan, waits as long as it took, opens the next."""
+    """All but one annotator refine throughout; the last opens a scan, lets them go on alone, opens the next."""
     for scan in own:
         bench.ask(scan, scan.clicks[:1])
     stop = threading.Event()
@@ -273,14 +277,14 @@ def _together(
     try:
         for annotator in others:
             annotator.start()
-        _rest(others, 1 + 3 * pause_s)
+        _alone(others)  # each of them asks something for the first time
         begun = time.perf_counter()
         for scan in opened:
-            _rest(others, 2 * pause_s + 0.2)
+            _alone(others)
             begin = time.perf_counter()
             bench.ask(scan, scan.clicks[:1])
             loads.append((begin, time.perf_counter()))
-        _rest(others, 2 * pause_s + 0.2)
+        _alone(others)
     finally:
         stop.set()
         for annotator in others:
@@ -305,16 +309,21 @@ def _together(
     )  # fmt: skip
 
 
-def _rest(others: Sequence[_Annotator], seconds: float) -> None:
-    """Lets the others go on alone.
+def _alone(others: Sequence[_Annotator]) -> None:
+    """Returns when the others have got twice as many answers more as they are.
 
     Raises:
-        ServerError: one of them got no answer.
+        ServerError: one of them got none.
     """
-    time.sleep(seconds)
-    for annotator in others:
-        if annotator.error is not None:
-            raise ServerError(f"an annotator got no answer: {annotator.error}") from annotator.error
+    enough = sum(len(annotator.made) for annotator in others) + 2 * len(others)
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while sum(len(annotator.made) for annotator in others) < enough:
+        for annotator in others:
+            if annotator.error is not None:
+                raise ServerError(f"an annotator got no answer: {annotator.error}") from annotator.error
+        if time.monotonic() > deadline:
+            raise ServerError(f"the annotators got no {enough} answers in {_WAIT_SECONDS:g} s")
+        time.sleep(0.02)
 
 
 def _ms(span: tuple[float, float]) -> float:

@@ -69,7 +69,7 @@ class TableRow:
             return f"{self.part:7s} not run: {self.missing} ({self.case})"
         how = f", from {self.slices_run} of {self.slices} slices" if self.extrapolated else ""
         return (
-            f"{self.part:7s} encode {self.encode_ms:10.1f} ms  decode {self.decode_ms:8.1f} ms  {self.ratio:7.3f} times  "
+            f"{self.part:7s} encode {self.encode_ms:10.1f} ms  decode {self.decode_ms:8.1f} ms  {self.ratio:7.4f} times  "
             f"({self.case}{how}; {self.parameters:.1f} M parameters, {self.rounds} rounds, {self.threads} threads, "
             f"{self.dtype}, {self.device})"
         )

@@ -131,36 +131,43 @@ class _Pair:
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.served.half else torch.float32
 
-    def served_cube(self, embedding, points: tuple[Tensor, Tensor], previous: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass as `VolumeSegmenter.segment` makes it: logits for the next pass, and of the whole patch."""
-        logits, _ = self.served.decode(embedding, points, previous)
+    def served_cube(
+        self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """One click as `VolumeSegmenter.segment` answers it: logits for the next click, and of the whole patch."""
+        logits, _ = self.served.decode(embedding, points, previous, passes)
         return logits, trilinear(self.served.sharpen(embedding, logits)[0, 0], self.spec.patch_size)
 
-    def eager_cube(self, embedding, points: tuple[Tensor, Tensor], previous: Tensor) -> tuple[Tensor, Tensor]:
+    def eager_cube(
+        self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """The same in eager float32."""
-        logits = decode_as_published(self.eager, embedding, points, previous)
+        logits = previous
+        for _ in range(passes):
+            logits = decode_as_published(self.eager, embedding, points, logits)
         sharp = self.eager.sharpen(embedding, logits)
         cube = F.interpolate(sharp, size=(self.spec.patch_size,) * 3, mode="trilinear", align_corners=False)
         return logits, cube[0, 0]
 
-    def clicks(self) -> list[tuple[Tensor, Tensor]]:
-        """Points (1, 1, 3) in patch voxels and labels (1, 1), click by click."""
+    def clicks(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first of the clicks: points (1, N, 3) in patch voxels, labels (1, N)."""
         edge, device = self.spec.patch_size, self.patch.device
-        made = []
-        for *place, label in _CLICKS:
-            at = torch.tensor([[[int(edge * p) for p in place]]], dtype=torch.float32, device=device)
-            made.append((at, torch.tensor([[label]], device=device)))
-        return made
+        places = [[int(edge * share) for share in click[:3]] for click in _CLICKS[:count]]
+        labels = [click[3] for click in _CLICKS[:count]]
+        return torch.tensor([places], dtype=torch.float32, device=device), torch.tensor([labels], device=device)
 
     def dice(self) -> float:
-        """The least overlap of both forms' masks after each of the clicks, each form going on from its own logits."""
+        """The least overlap of both forms' masks after each of the clicks, each form going on from its own logits; with as many
+        passes as served."""
         embeddings = self.served.encode(self.patch), self.eager.encode(self.patch)
         before = [torch.zeros(1, 1, *(self.spec.mask_size,) * 3, device=self.patch.device)] * 2
         found = []
-        for points in self.clicks():
-            masks = []
+        for count in range(1, len(_CLICKS) + 1):
+            points, masks = self.clicks(count), []
+            background = _CLICKS[count - 1][3] == NEGATIVE
+            passes = self.spec.first_passes if count == 1 else self.spec.background_passes if background else 1
             for n, form in enumerate((self.served_cube, self.eager_cube)):
-                before[n], cube = form(embeddings[n], points, before[n])
+                before[n], cube = form(embeddings[n], points, before[n], passes)
                 masks.append((cube > 0).cpu().numpy())
             found.append(dice(*masks))
         return min(found)
@@ -230,7 +237,7 @@ def _measure(
                 sides.append(lambda encode=encode, patch=pair.patch: encode(patch))
             else:
                 zeros = torch.zeros(1, 1, *(pair.spec.mask_size,) * 3, device=device)
-                given = encode(pair.patch), pair.clicks()[0], zeros
+                given = encode(pair.patch), pair.clicks(1), zeros
                 sides.append(lambda cube=cube, given=given: cube(*given))
     taken = alternate(sides, rounds)
     (served, own), (published, reference) = taken[:2], taken[2:]
