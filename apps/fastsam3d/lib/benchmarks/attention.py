@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..sam.benchmark import alternate
+from ..sam.benchmark import alternate, eager_attention
 from ..sam.device import has_bfloat16
 from ..sam.networks import attention
 from ..sam.networks.vit3d import build_attention
@@ -176,14 +176,8 @@ def using(backend: str) -> Iterator[None]:
         with mock.patch.object(attention, "attend", _flash):
             yield
     else:
-        with mock.patch.object(attention, "attend", _eager):
+        with mock.patch.object(attention, "attend", eager_attention):
             yield
-
-
-def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`attention.attend` as two products and a softmax, as published."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(-1) @ v
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

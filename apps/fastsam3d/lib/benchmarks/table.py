@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..sam.benchmark import PUBLISHED, alternate, decode_as_published
+from ..sam.benchmark import PUBLISHED, alternate, attention_as_published, decode_as_published, eager_attention
 from ..sam.build import Sam3D, build_sam
 from ..sam.networks.attention import DenseAttention, position_bias
 from ..sam.networks.layers import trilinear
@@ -189,7 +189,11 @@ def _eager_side(case: str, spec: SamSpec, device: torch.device, padded: bool = F
         logits = decode_as_published(model, embedding, points, zeros)
         return F.interpolate(logits, size=(spec.patch_size,) * 3, mode="trilinear", align_corners=False)
 
-    return _Side(case, lambda: model.encode(patch), decode, _parameters(model))
+    def encode() -> Any:
+        with attention_as_published():
+            return model.encode(patch)
+
+    return _Side(case, encode, decode, _parameters(model))
 
 
 def _served_side(case: str, spec: SamSpec, network: Sam3D | None, device: torch.device) -> _Side:
@@ -218,11 +222,10 @@ class PaddedAttention(nn.Module):
         full = F.pad(x, (0, 0, *(0, n - g) * 3))
         b, width = full.shape[0], full.shape[-1]
         q, k, v = a.qkv(full).reshape(b, n**3, 3, a.heads, -1).permute(2, 0, 3, 1, 4)
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        bias = None
         if a.relative:
-            rows = q.unflatten(2, (n, n, n))
-            logits = logits + position_bias(rows, a.rel_pos_d, a.rel_pos_h, a.rel_pos_w)
-        out = (logits.softmax(-1) @ v).transpose(1, 2).reshape(b, n, n, n, width)
+            bias = position_bias(q.unflatten(2, (n, n, n)), a.rel_pos_d, a.rel_pos_h, a.rel_pos_w)
+        out = eager_attention(q, k, v, bias).transpose(1, 2).reshape(b, n, n, n, width)
         return a.proj(out)[:, :g, :g, :g]
 
 

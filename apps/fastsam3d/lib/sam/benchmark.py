@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from .build import Sam3D, build_sam
 from .intensity import normalise
 from .metrics import dice
+from .networks import attention, transformer
 from .networks.layers import trilinear
 from .networks.prompt_maps import NEGATIVE, POSITIVE
 from .segmenter import VolumeSegmenter
@@ -131,6 +134,13 @@ class _Pair:
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.served.half else torch.float32
 
+    def eager_encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`Sam3D.encode` in eager float32; the published networks with attention as published."""
+        if self.spec.decoder.refine:
+            return self.eager.encode(patch)
+        with attention_as_published():
+            return self.eager.encode(patch)
+
     def served_cube(
         self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
     ) -> tuple[Tensor, Tensor]:
@@ -159,7 +169,7 @@ class _Pair:
     def dice(self) -> float:
         """The least overlap of both forms' masks after each of the clicks, each form going on from its own logits; with as many
         passes as served."""
-        embeddings = self.served.encode(self.patch), self.eager.encode(self.patch)
+        embeddings = self.served.encode(self.patch), self.eager_encode(self.patch)
         before = [torch.zeros(1, 1, *(self.spec.mask_size,) * 3, device=self.patch.device)] * 2
         found = []
         for count in range(1, len(_CLICKS) + 1):
@@ -171,6 +181,22 @@ class _Pair:
                 masks.append((cube > 0).cpu().numpy())
             found.append(dice(*masks))
         return min(found)
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attention.attend` as two products and a softmax."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(-1) @ v
+
+
+@contextmanager
+def attention_as_published() -> Iterator[None]:
+    """Makes all attention run as `eager_attention`, as in the published code."""
+    with (
+        mock.patch.object(attention, "attend", eager_attention),
+        mock.patch.object(transformer, "attend", eager_attention),
+    ):
+        yield
 
 
 def decode_as_published(
@@ -190,8 +216,9 @@ def decode_as_published(
     pe = model.prompt_encoder.dense_position()
     sparse, dense, _ = model.prompt_encoder(points, previous)
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None]
-    source, pe = ((x).flatten(2).transpose(1, 2) for x in (image + dense, pe))
-    tokens, source = decoder.transformer(source, pe, torch.cat([tokens, sparse], dim=1))
+    source, pe = (x.flatten(2).transpose(1, 2) for x in (image + dense, pe))
+    with attention_as_published():
+        tokens, source = decoder.transformer(source, pe, torch.cat([tokens, sparse], dim=1))
     x = decoder.output_upscaling(source.transpose(1, 2).unflatten(2, image.shape[2:]))
     kernels = [head(tokens[:, 1 + n]) for n, head in enumerate(decoder.output_hypernetworks_mlps)]
     masks = (torch.stack(kernels, dim=1) @ x.flatten(2)).unflatten(2, x.shape[2:])
@@ -232,7 +259,7 @@ def _measure(
     ]
     sides: list[Callable[[], Any]] = []
     for pair in pairs:
-        for encode, cube in ((pair.served.encode, pair.served_cube), (pair.eager.encode, pair.eager_cube)):
+        for encode, cube in ((pair.served.encode, pair.served_cube), (pair.eager_encode, pair.eager_cube)):
             if part == "encode":
                 sides.append(lambda encode=encode, patch=pair.patch: encode(patch))
             else:

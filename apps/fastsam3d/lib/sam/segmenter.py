@@ -125,9 +125,9 @@ class VolumeSegmenter:
 
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
-        patch = patch.to(self.device)
-        if self.half:
-            patch = patch.contiguous(memory_format=torch.channels_last_3d)
+        patch = patch.to(
+            self.device
+        )  # as it is: the first convolution turns it to the weights' order in half precision
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             return self.model.encode(patch)
 

@@ -110,8 +110,8 @@ class MaskDecoder3D(nn.Module):
         b, g = sparse.shape[0], image.shape[-1]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(b, -1, -1), sparse], dim=1)
-        source = (image + dense).flatten(2).transpose(1, 2)
-        pe = image_pe.flatten(2).transpose(1, 2)
+        source = (image + dense).movedim(1, -1).flatten(1, 3)  # no copy where channels come last in memory
+        pe = image_pe.movedim(1, -1).flatten(1, 3)
         tokens, source = self.transformer(source, pe, tokens)
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
