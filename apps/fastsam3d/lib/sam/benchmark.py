@@ -266,7 +266,7 @@ def _measure(
                 zeros = torch.zeros(1, 1, *(pair.spec.mask_size,) * 3, device=device)
                 given = encode(pair.patch), pair.clicks(1), zeros
                 sides.append(lambda cube=cube, given=given: cube(*given))
-    taken = alternate(sides, rounds)
+    taken = alternate(sides, rounds, min(WARM_UP, rounds))
     (served, own), (published, reference) = taken[:2], taken[2:]
     name, about = pairs[0].spec.name, "against the same in eager float32"
     return [
