@@ -98,7 +98,7 @@ def keys(row: type) -> set[str]:
 def test_memory_scale_and_read(tmp_path):
     words = ["memory", "scale", "read", "--rounds", "1", "--threads", "1", "--device", "cpu", "--size", "64,64,40"]
     words += ["--volumes", "2", "--volume-size", "48,48,32", "--cache-gb", "0.5"]
-    words += ["--sizes", "48,48,32", "--clicks", "1,3", "--clients", "3", "--pause", "0"]
+    words += ["--sizes", "48,48,32", "--clicks", "3", "--clients", "2", "--pause", "0"]
     done = run(*words, "--json", "rows.json", "--plot", "rows.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -113,18 +113,16 @@ def test_memory_scale_and_read(tmp_path):
     assert [row["case"] for row in single] == [
         "first click on 48x48x32",
         "refinement click on 48x48x32",
-        "click number 1 after those before it",
         "click number 3 after those before it",
-        "1 click at once on an open scan",
         "3 clicks at once on an open scan",
     ]
-    assert [row["requests"] for row in single] == [1, 4, 1, 1, 1, 1]
+    assert [row["requests"] for row in single] == [1, 4, 1, 1]
     for row in single:
         assert set(row) == keys(ScaleRow)
         assert 0 < row["median_ms"] <= row["largest_ms"]
     assert set(together) == keys(TogetherRow)
-    assert (together["clients"], together["loads"]) == (3, 1)
-    assert together["alone_requests"] >= 4 and together["beside_requests"] >= 1
+    assert (together["clients"], together["loads"]) == (2, 1)
+    assert together["alone_requests"] >= 2 and together["beside_requests"] >= 1
     assert together["added_largest_ms"] == pytest.approx(
         together["beside_largest_ms"] - together["alone_median_ms"], abs=0.2
     )
