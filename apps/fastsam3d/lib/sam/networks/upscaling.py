@@ -30,7 +30,8 @@ def upscaled_masks(layers: nn.Sequential, rows: Tensor, kernels: Tensor, grid: i
     x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     x = F.gelu(_halves(second, x))
     x = x @ kernels.transpose(1, 2)  # (B, g**3 * 8 * 8, masks)
-    x = x.reshape(b, grid, grid, grid, 2, 2, 2, 2, 2, 2, masks).permute(0, 10, 1, 4, 7, 2, 5, 8, 3, 6, 9)
+    x = x.reshape(b, grid, grid, grid, 2, 2, 2, 8 * masks).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    x = x.reshape(b, 2 * grid, 2 * grid, 2 * grid, 2, 2, 2, masks).permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.reshape(b, masks, 4 * grid, 4 * grid, 4 * grid)
 
 
