@@ -182,7 +182,7 @@ def measure_scale(
             shape: _links(studies, shape, rounds, 1 + _REFINEMENTS, f"size{n}") for n, shape in enumerate(ordered)
         }
         most = max(counts)
-        replayed = _links(studies, ordered[len(ordered) // 2], rounds * (len(counts) + 1), most, "clicks")
+        replayed = _links(studies, ordered[len(ordered) // 2], rounds * (len(counts) + 1), most + 2, "clicks")
         own = [write_scan(studies / f"own{n}.nii.gz", ordered[0], 150, 100 + n) for n in range(clients - 1)]
         opened = _links(studies, ordered[-1], rounds, 1, "opened")
         with Server(APP, studies, Path(folder) / "home", {"models": OURS, **conf}, threads) as server:
@@ -232,7 +232,8 @@ def _count_rows(bench: _Bench, scans: Sequence[Scan], counts: Sequence[int], rou
                 added[n].append(elapsed)
         for count in counts:
             scan = next(fresh)
-            bench.ask(scan, scan.clicks[-1:])  # read and looked at, elsewhere: what is measured are the clicks
+            elsewhere = [click for click in scan.clicks if click[1]][-1:]  # none of those that are measured
+            bench.ask(scan, elsewhere)
             at_once[count].append(bench.ask(scan, scan.clicks[:count]))
     return [
         *(bench.row(f"click number {count} after those before it", added[count]) for count in counts),
