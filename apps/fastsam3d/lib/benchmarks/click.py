@@ -18,16 +18,13 @@ import torch
 from ..sam.benchmark import Row
 from ..sam.evaluate import dice
 from . import WAYS_BACK
-from .ct import Scan, write_scan
-from .servers import Server
+from .ct import Scan, size_text, write_scan
+from .servers import APP, OURS, WARM_UP_SHAPE, Server
 
 REFINEMENTS = 2
 """Clicks after the first one on each scan; each request holds all clicks so far, as viewers send them."""
 
-_APP = Path(__file__).resolve().parents[2]
 _STOCK_APP = Path(__file__).resolve().parent / "stock_app"
-_OURS = "fastsam3d"
-_WARM_UP_SHAPE = (64, 64, 40)
 _REFERENCES = {"inverse": "inverse transforms", "resize": "nearest-neighbour resize"}
 
 
@@ -64,17 +61,17 @@ def measure_click(
     with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder, ExitStack() as stack:
         studies = Path(folder) / "studies"
         studies.mkdir()
-        scans = [write_scan(studies / "warmup.nii.gz", _WARM_UP_SHAPE, 1 + REFINEMENTS, 0)]
+        scans = [write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, 1 + REFINEMENTS, 0)]
         for n in range(rounds):
             scans.append(write_scan(studies / f"scan{n}.nii.gz", shape, 1 + REFINEMENTS, n + 1))
         megabytes = scans[-1].path.stat().st_size / 1e6
-        say(f"{rounds} scans of {_size(shape)} int16, {megabytes:.0f} MB each as .nii.gz")
+        say(f"{rounds} scans of {size_text(shape)} int16, {megabytes:.0f} MB each as .nii.gz")
         stock_app = shutil.copytree(_STOCK_APP, Path(folder) / "stock_app")  # MONAI Label writes into an app's folder
-        ours = stack.enter_context(Server(_APP, studies, Path(folder) / "ours", {"models": _OURS, **conf}, threads))
-        stock = stack.enter_context(Server(stock_app, studies, Path(folder) / "stock", conf, threads, [_APP]))
+        ours = stack.enter_context(Server(APP, studies, Path(folder) / "ours", {"models": OURS, **conf}, threads))
+        stock = stack.enter_context(Server(stock_app, studies, Path(folder) / "stock", conf, threads, [APP]))
         for server in (ours, stock):
             server.wait()
-        sides = {_OURS: ours} | {f"stock_{way}": stock for way in WAYS_BACK}
+        sides = {OURS: ours} | {f"stock_{way}": stock for way in WAYS_BACK}
         taken: dict[tuple[str, str], list[float]] = defaultdict(list)
         agreement: dict[str, list[float]] = defaultdict(list)
         for n, scan in enumerate(scans):
@@ -88,8 +85,8 @@ def measure_click(
         say(f"our masks overlap those of stock_{way} with a Dice of {overlap:.3f} (only ours may zoom on the object)")
     return [
         Row.of(
-            "click", f"{kind} on {_size(shape)}, stock pipeline with {_REFERENCES[way]}",
-            taken[_OURS, kind], taken[f"stock_{way}", kind], threads, dtype, device,
+            "click", f"{kind} on {size_text(shape)}, stock pipeline with {_REFERENCES[way]}",
+            taken[OURS, kind], taken[f"stock_{way}", kind], threads, dtype, device,
         )
         for way in WAYS_BACK for kind in ("first click", "refinement click")
     ]  # fmt: skip
@@ -100,17 +97,16 @@ def _one_scan(
 ) -> None:
     """Makes all clicks on one scan; adds to `taken` (model, kind of click) and to `agreement` (model)."""
     models = list(sides)
-    image = scan.path.name.removesuffix(".nii.gz")
     for count in range(1, len(scan.clicks) + 1):
         kind = "first click" if count == 1 else "refinement click"
         masks = {}
         for n in range(len(models)):
             model = models[(n + turn + count) % len(models)]
-            elapsed, answer = sides[model].click(model, image, scan.clicks[:count])
+            elapsed, answer = sides[model].click(model, scan.name, scan.clicks[:count])
             taken[model, kind].append(elapsed)
             masks[model] = _voxels(answer)
         for model in models[1:]:
-            agreement[model].append(dice(masks[_OURS], masks[model]))
+            agreement[model].append(dice(masks[OURS], masks[model]))
 
 
 def _voxels(answer: bytes) -> np.ndarray:
@@ -118,7 +114,3 @@ def _voxels(answer: bytes) -> np.ndarray:
     file = io.BytesIO(answer)
     header = nrrd.read_header(file)
     return nrrd.read_data(header, file).astype(bool)
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    return "x".join(str(n) for n in shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,16 @@ class Scan:
 
     path: Path
     clicks: tuple[tuple[tuple[int, int, int], bool], ...]
+
+    @property
+    def name(self) -> str:
+        """What the server calls it."""
+        return self.path.name.removesuffix(".nii.gz")
+
+
+def size_text(shape: tuple[int, int, int]) -> str:
+    """Such as 512x512x300."""
+    return "x".join(map(str, shape))
 
 
 def write_scan(path: Path, shape: tuple[int, int, int], clicks: int, seed: int) -> Scan:
@@ -60,6 +72,15 @@ def write_scan(path: Path, shape: tuple[int, int, int], clicks: int, seed: int) 
     affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
     nib.save(nib.Nifti1Image(voxels, affine), path)
     return Scan(path, _clicks(rng, shape, centres[0], radii[0], clicks))
+
+
+def same_scan(scan: Scan, path: Path) -> Scan:
+    """The same scan under another name, as a hard link where the file system has them: a server reads it anew."""
+    try:
+        os.link(scan.path, path)
+    except OSError:
+        shutil.copy(scan.path, path)
+    return Scan(path, scan.clicks)
 
 
 def _clicks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -12,7 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import requests
+
+APP = Path(__file__).resolve().parents[2]
+OURS = "fastsam3d"
+WARM_UP_SHAPE = (64, 64, 40)
+"""Voxels of a scan that a server answers on before anything is measured."""
 
 _START_SECONDS = 180.0
 _CLICK_SECONDS = 1800.0
@@ -34,6 +41,14 @@ def end_process_group(process: subprocess.Popen) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes; 0 of a process that ended meanwhile or is no more than its entry."""
+    try:
+        return process.memory_info().rss
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
 
 
 class Server:
@@ -94,6 +109,12 @@ class Server:
                 time.sleep(0.2)
         raise ServerError(f"The server did not start. The end of its log:\n{self._log_end()}")
 
+    def another_client(self) -> Server:
+        """The same server for another annotator, with a connection of its own: for `click`, and not to be entered."""
+        other = copy.copy(self)
+        other._client = requests.Session()
+        return other
+
     def click(self, model: str, image: str, clicks: Sequence[tuple[Sequence[int], bool]]) -> tuple[float, bytes]:
         """Asks as OHIF does, with all clicks so far, and waits for the last byte of the answer.
 
@@ -122,6 +143,23 @@ class Server:
         if not answer.ok:
             raise ServerError(f"{model} answered {answer.status_code}: {answer.text[:500]}\n{self._log_end()}")
         return elapsed, answer.content
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        return self._process.pid
+
+    def resident_mb(self) -> float:
+        """Resident memory of the server's process and of those below it, in MB (10**6 bytes).
+
+        Raises:
+            ServerError: it has ended.
+        """
+        try:
+            leader = psutil.Process(self._process.pid)
+            return sum(_resident(process) for process in (leader, *leader.children(recursive=True))) / 1e6
+        except psutil.NoSuchProcess as error:
+            raise ServerError(f"The server has ended. The end of its log:\n{self._log_end()}") from error
 
     def _log_end(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]

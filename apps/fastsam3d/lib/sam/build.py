@@ -39,10 +39,12 @@ class Sam3D(nn.Module):
         """
         embedding, stem = self.image_encoder.forward_features(patch, window)
         skips = stem[:2]
+        cell = self.spec.patch_size // self.spec.mask_size
+        parts = pool_cells(patch, cell // 2) if self.spec.decoder.sharpen else None
         if self.spec.decoder.appearance:
-            skips = (*skips, pool_cells(patch, self.spec.patch_size // self.spec.mask_size))
-        if self.spec.decoder.sharpen:
-            skips = (*skips, stem[2], pool_cells(patch, self.spec.patch_size // self.spec.mask_size // 2))
+            skips = (*skips, pool_cells(patch, cell) if parts is None else pool_cells(parts, 2))
+        if parts is not None:
+            skips = (*skips, stem[2], parts)
         return embedding, skips
 
     def decode(

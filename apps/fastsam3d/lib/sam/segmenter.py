@@ -20,6 +20,7 @@ from torch import Tensor
 from .build import Sam3D
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
+from .half import halved
 from .intensity import padding_floor
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
@@ -129,14 +130,15 @@ class VolumeSegmenter:
         self.half = spec.half and has_bfloat16(self.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         if self.half:
-            self.model = self.model.to(memory_format=torch.channels_last_3d)
+            self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
+        self.model.prompt_encoder.keep_position()
         self.weights_name, self.weights_version = weights_name, weights_version
 
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
-        patch = patch.to(self.device)
-        if self.half:
-            patch = patch.contiguous(memory_format=torch.channels_last_3d)
+        patch = patch.to(
+            self.device
+        )  # as it is: the first convolution turns it to the weights' order in half precision
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             return self.model.encode(patch)
 

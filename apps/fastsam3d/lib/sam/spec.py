@@ -96,7 +96,7 @@ class SamSpec:
             (accumulated, with the previous logits).
         spacing_mm: edge of a patch voxel.
         connected: parts of a mask that hold no click on the object are left out (see postprocess.py).
-        half: the network runs in bfloat16 where the device does that natively (it was trained so).
+        half: the network runs in bfloat16 where the device does that natively (it was trained so, or with AMP as published).
         first_passes: decoder passes over the first prompt, each with the logits of the pass before as mask prompt; more
             than one only for models that were trained with rounds that bring no new click.
         background_passes: decoder passes over a later click on the background, likewise.

@@ -34,8 +34,8 @@ _COMPACT_DECODER = DecoderSpec(
 
 _ROWS = (
     # Published: FastSAM3D with 6 and with 12 heads, SAM-Med3D (its turbo weights need the plain residual).
-    SamSpec("fastsam3d_published_h6", _STUDENT_6),
-    SamSpec("fastsam3d_published_h12", replace(_STUDENT_6, heads=12)),
+    SamSpec("fastsam3d_published_h6", _STUDENT_6, half=True),
+    SamSpec("fastsam3d_published_h12", replace(_STUDENT_6, heads=12), half=True),
     SamSpec("fastsam3d_published_h6_strided", replace(_STUDENT_6, attention="strided")),
     SamSpec(
         "fastsam3d_published_h6_sparse",
@@ -46,7 +46,7 @@ _ROWS = (
             sparse_configurations=((64, 1), (256, 4), (512, 8)),
         ),
     ),
-    SamSpec("sam_med3d", _TEACHER),
+    SamSpec("sam_med3d", _TEACHER, half=True),
     SamSpec("sam_med3d_fastblock", replace(_TEACHER, residual="normed")),
     # Ours: the compact student that ships, and its sparse sibling.
     SamSpec(

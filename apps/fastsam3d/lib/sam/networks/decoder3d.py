@@ -17,6 +17,7 @@ from .grow import Grow
 from .layers import ChannelNorm, Perceptron, zero_
 from .sharpen import Sharpen
 from .transformer import TwoWayTransformer
+from .upscaling import upscaled_masks
 
 
 class Refine(nn.Module):
@@ -109,17 +110,18 @@ class MaskDecoder3D(nn.Module):
         b, g = sparse.shape[0], image.shape[-1]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(b, -1, -1), sparse], dim=1)
-        source = (image + dense).flatten(2).transpose(1, 2)
-        pe = image_pe.flatten(2).transpose(1, 2)
+        source = (image + dense).movedim(1, -1).flatten(1, 3)  # no copy where channels come last in memory
+        pe = image_pe.movedim(1, -1).flatten(1, 3)
         tokens, source = self.transformer(source, pe, tokens)
-        x = source.transpose(1, 2).unflatten(2, (g, g, g))
-        if hasattr(self, "refine"):
-            x = self.refine(self.output_upscaling, x, skips, maps)
-        else:
-            x = self.output_upscaling(x)
         first, last = (1, len(self.output_hypernetworks_mlps)) if multimask else (0, 1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(first, last)]
-        masks = torch.einsum("bmc,bcxyz->bmxyz", torch.stack(kernels, dim=1), x)
+        kernels = torch.stack(kernels, dim=1)
+        if hasattr(self, "refine"):
+            x = source.transpose(1, 2).unflatten(2, (g, g, g))
+            x = self.refine(self.output_upscaling, x, skips, maps)
+            masks = torch.einsum("bmc,bcxyz->bmxyz", kernels, x)
+        else:
+            masks = upscaled_masks(self.output_upscaling, source, kernels, g)
         if hasattr(self, "grow"):
             masks = masks.float() + self.grow(masks, x, maps, skips[2], skips[1], skips[0], image)
         return masks, self.iou_prediction_head(tokens[:, 0])[:, first:last]

@@ -179,7 +179,8 @@ class ResidualConv3d(nn.Module):
 def trilinear(x: Tensor, size: int) -> Tensor:
     """Trilinear interpolation of cubes as published (cell centres, edges repeated), one axis after the other.
 
-    Three products with a small matrix: the values of `F.interpolate` up to rounding, in a quarter of its time on a CPU.
+    Products with a small matrix: the values of `F.interpolate` up to rounding, in a quarter of its time on a CPU. Where nobody
+    asks for gradients the longest step, along the first axis, mixes whole planes instead, in a third of a product's time.
 
     Args:
         x: (..., m, m, m) float32.
@@ -193,8 +194,25 @@ def trilinear(x: Tensor, size: int) -> Tensor:
         # Exporting computes with stand-ins for tensors, which must not stay in the cache.
         table = _interpolation.__wrapped__ if torch.compiler.is_exporting() else _interpolation
         weights = table(m, size).to(x.device)
-        x = (weights @ x.reshape(math.prod(lead), m, m * m)).reshape(math.prod(lead) * size, m, m)
-        return ((weights @ x).reshape(math.prod(lead) * size * size, m) @ weights.T).reshape(*lead, size, size, size)
+        x = (x.reshape(math.prod(lead) * m * m, m) @ weights.T).reshape(math.prod(lead) * m, m, size)
+        x = (weights @ x).reshape(math.prod(lead), m, size * size)
+        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or (x.requires_grad and torch.is_grad_enabled())
+        x = weights @ x if plain or size % m else _mix_planes(x, size // m)
+        return x.reshape(*lead, size, size, size)
+
+
+def _mix_planes(x: Tensor, times: int) -> Tensor:
+    """Linear interpolation along axis 1, (n, m, p) -> (n, times * m, p); without gradients."""
+    out = x.new_empty(x.shape[0], x.shape[1], times, x.shape[2])
+    for part in range(times):
+        share = (part + 0.5) / times - 0.5  # of the next plane, or where negative of the one before
+        if share < 0:
+            torch.lerp(x[:, :-1], x[:, 1:], 1 + share, out=out[:, 1:, part])
+            out[:, 0, part] = x[:, 0]
+        else:
+            torch.lerp(x[:, :-1], x[:, 1:], share, out=out[:, :-1, part])
+            out[:, -1, part] = x[:, -1]
+    return out.flatten(1, 2)
 
 
 @lru_cache(maxsize=16)

@@ -59,8 +59,15 @@ class PromptEncoder3D(nn.Module):
             nn.Conv3d(16, d.width, 1),
         )
         self.no_mask_embed = nn.Embedding(1, d.width)
+        self.kept_position: Tensor | None = None
         if d.appearance:
             self.appearance = Appearance(spec)
+
+    def keep_position(self) -> None:
+        """Computes `dense_position` once for all later calls: for a network whose weights and device no longer change."""
+        self.kept_position = None
+        with torch.no_grad():
+            self.kept_position = self.dense_position()
 
     def dense_position(self, window: Tensor | None = None, edge: int | None = None) -> Tensor:
         """Position encoding of the token grid, (1, width, g, g, g).
@@ -68,6 +75,8 @@ class PromptEncoder3D(nn.Module):
         Args:
             window: (B, 3) token offsets of smaller cubes of `edge` tokens (training only), or None.
         """
+        if window is None and self.kept_position is not None:
+            return self.kept_position
         full = self.pe_layer.grid(self.spec.encoder.grid, self.spec.decoder.swapped_axes)
         if window is None:
             return full

@@ -55,7 +55,7 @@ def config_of(arm: Arm, seed: int, steps: int, marks: int) -> DistillConfig:
     """The distillation of an arm: `marks` measurements, warm-ups that fit short phases."""
     return DistillConfig(
         spec=arm.spec, mode=arm.mode, steps=steps, seed=seed, save_every=max(1, steps // marks),
-        warmup_steps=max(1, steps // 100), ema=0.95,
+        warmup_steps=max(1, steps // 100), objects=2, rounds=2, ema=0.95,
     )  # fmt: skip
 
 
