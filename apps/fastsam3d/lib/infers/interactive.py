@@ -150,15 +150,14 @@ class InteractiveInfer(InferTask):
             if session.read_seconds is not None:
                 latencies["read"] = round(session.read_seconds, 4)
             ask = self._question(request, session)
-            with self._lock:
-                with _timed(latencies, "load_model"):
-                    segmenter = self._loaded()
-                try:
-                    segmentation = ask(segmenter)
-                except torch.OutOfMemoryError:
-                    segmentation = None  # leave the handler first: the error holds what the failed attempt allocated
-                if segmentation is None:
-                    segmentation = self._segment_with_room(segmenter, session, ask)
+            with _timed(latencies, "load_model"):
+                segmenter = self.loaded()
+            try:
+                segmentation = ask(segmenter)  # other requests take turns with it, a step of the network at a time
+            except torch.OutOfMemoryError:
+                segmentation = None  # leave the handler first: the error holds what the failed attempt allocated
+            if segmentation is None:
+                segmentation = self._segment_with_room(segmenter, session, ask)
         latencies.update({stage: round(ms / 1000, 4) for stage, ms in segmentation.timings_ms.items()})
         return segmentation
 

@@ -42,6 +42,7 @@ from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
 from .timing import stage
+from .turns import turns_on
 
 if TYPE_CHECKING:
     from .uncertainty import UncertaintyMap
@@ -133,26 +134,26 @@ class VolumeSegmenter:
             self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
         self.model.prompt_encoder.keep_position()
         self.weights_name, self.weights_version = weights_name, weights_version
+        self._turns = turns_on(str(self.device))
 
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
-        patch = patch.to(
-            self.device
-        )  # as it is: the first convolution turns it to the weights' order in half precision
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        # As it is: the first convolution turns it to the weights' order in half precision.
+        patch = patch.to(self.device)
+        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             return self.model.encode(patch)
 
     def decode(
         self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
     ) -> tuple[Tensor, Tensor]:
         """`Sam3D.decode` likewise; logits and IoU in float32."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             logits, iou = self.model.decode(embedding, points, previous, passes=passes)
         return logits.float(), iou.float()
 
     def sharpen(self, embedding, logits: Tensor) -> Tensor:
         """`Sam3D.sharpen` likewise, in float32."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             return self.model.sharpen(embedding, logits).float()
 
     @torch.inference_mode()

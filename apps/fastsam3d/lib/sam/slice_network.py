@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from .build import Sam2D
 from .device import has_bfloat16
 from .networks.fuse import fused_encoder
+from .turns import turns_on
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +81,18 @@ class SliceNetwork:
         if self.half:
             self.model.mask_decoder = InHalf(model.mask_decoder)
         self.model.eval().requires_grad_(False)
+        self._turns = turns_on(str(self.device))
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray, batch: int = ENCODE_BATCH) -> Tensor:
         """Images (B, 3, S, S) float32 in [0, 1] -> the encoder's embeddings (B, out, g, g), before any enlargement."""
         pixels = torch.from_numpy(images).to(self.device, torch.bfloat16 if self.half else torch.float32)
         batches = pixels.contiguous(memory_format=torch.channels_last).split(batch)
-        return torch.cat([self.model.image_encoder(part) for part in batches]).contiguous()
+        return torch.cat([self._encoded(part) for part in batches]).contiguous()
+
+    def _encoded(self, part: Tensor) -> Tensor:
+        with self._turns:
+            return self.model.image_encoder(part)
 
     @torch.inference_mode()
     def decode(
@@ -110,7 +116,8 @@ class SliceNetwork:
         for _, group in groupby(sorted(range(len(prompts)), key=form), form):
             members = list(group)
             for chunk in (members[i : i + batch] for i in range(0, len(members), batch)):
-                answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
+                with self._turns:
+                    answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
                 logits[chunk], iou[chunk] = (x.cpu().numpy() for x in answer)
         return logits, iou
 
