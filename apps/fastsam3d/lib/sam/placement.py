@@ -38,9 +38,8 @@ CLOSER = 1.5
 SURE = 0.65
 """A first mask of such a predicted IoU convinces."""
 
-FIRST_MARGIN, CLOSER_MARGIN = 0.015, 0.03
-"""The first look, and the closer one, are preferred to the second if their predicted IoU is better by so much (like SURE
-chosen by measurement)."""
+BETTER = 0.03
+"""Another look replaces the second one if its predicted IoU is higher by so much (like SURE chosen by measurement)."""
 
 TOUCHING, LARGE = 12, 1.5
 """A mask with so many cells on one face of the patch leaves it: the patch becomes LARGE times coarser."""

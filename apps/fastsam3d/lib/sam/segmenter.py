@@ -25,8 +25,7 @@ from .intensity import padding_floor
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import (
-    CLOSER_MARGIN,
-    FIRST_MARGIN,
+    BETTER,
     SURE,
     first_prompt,
     follow,
@@ -253,12 +252,12 @@ class VolumeSegmenter:
             return frame
         if again is not None:
             view = self._view(session, frame, first, timings)
-            best = best if best.iou > view.iou + FIRST_MARGIN else view
+            best = best if best.iou > view.iou + BETTER else view
         closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
-        if closer is None:
+        if closer is None or closer.spacing_mm > 0.95 * best.frame.spacing_mm:
             return best.frame
         view = self._view(session, closer, first, timings)
-        return closer if view.iou > best.iou + CLOSER_MARGIN and not leaves(closer, self._cells(view)) else best.frame
+        return closer if view.iou > best.iou + BETTER and not leaves(closer, self._cells(view)) else best.frame
 
     def _cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
