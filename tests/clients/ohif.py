@@ -124,7 +124,10 @@ class Viewer:
         """Opens a study and waits until all of its voxels are loaded."""
         page = self.page
         page.goto(f"{self.url}/ohif/monai-label?StudyInstanceUIDs={study}")
-        page.get_by_role("button", name="Confirm and Hide").click()
+        notice = page.get_by_role("button", name="Confirm and Hide")  # shown once
+        notice.or_(page.locator("#monailabelServerURL")).first.wait_for()
+        if notice.is_visible():
+            notice.click()
         page.wait_for_selector("#monailabelServerURL")
         page.wait_for_function(_VOLUME_IS_LOADED)
         page.wait_for_timeout(1000)

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a new run begins with: the checkpoint of another run (its averaged weights), or weights by their "
         "name, as `weights list` shows it",
     )
+    parser.add_argument(
+        "--fresh",
+        default="",
+        help="with --init: parts that keep fresh values, such as image_encoder.blocks,image_encoder.neck",
+    )
     parser.add_argument("--minutes", type=float, help="time budget instead of the recipe's")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
     parser.add_argument("--threads", type=int, help="CPU threads of the training process")
@@ -51,18 +56,21 @@ def main(args: argparse.Namespace) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     run = Pretraining(config, args.out, args.scans, args.split, device)
     if args.init and not run.checkpoint.exists():
-        logging.info("began with %s; new parameters: %s", args.init, ", ".join(_begin(run, args.init)) or "none")
+        fresh = _begin(run, args.init, tuple(filter(None, args.fresh.split(","))))
+        logging.info(
+            "began with %s; %d parameters are fresh: %s", args.init, len(fresh), ", ".join(fresh[:5]) or "none"
+        )
     result = run.run()
     emit(json.dumps(result))
     return 0
 
 
-def _begin(run, init: str) -> list[str]:
+def _begin(run, init: str, fresh: tuple[str, ...]) -> list[str]:
     """Gives a new run the weights of a checkpoint, or those of that name; returns the names of fresh parameters."""
     from ..conf import DEFAULT_MODEL, MODEL_DIR
     from ..sam import weights
 
     if Path(init).suffix == ".pt":
-        return run.warm_start(Path(init))
+        return run.warm_start(Path(init), fresh)
     found = weights.resolve(DEFAULT_MODEL, MODEL_DIR, configured=init)
-    return run.begin_with(weights.load_sam(found).float().state_dict(), init)
+    return run.begin_with(weights.load_sam(found).float().state_dict(), init, fresh)

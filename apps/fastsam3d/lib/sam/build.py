@@ -90,7 +90,7 @@ def build_sam(spec: SamSpec) -> Sam3D:
     """Networks of that spec with fresh (random) weights, on the CPU, in training mode."""
     with torch.device("cpu"):
         model = Sam3D(spec)
-    nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
+    nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.2 if spec.encoder.token_norm else 0.02)
     return model
 
 

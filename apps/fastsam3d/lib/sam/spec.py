@@ -25,6 +25,7 @@ class EncoderSpec:
         relative_position: the published position term (dense) and its tables.
         stem_widths: channels at strides 2, 4, 8 of a convolutional stem whose features also reach the decoder;
             () for the published patch embedding.
+        token_norm: each channel of the tokens is brought to mean 0 and variance 1 over the patch before positions are added.
     """
 
     image_size: int = 128
@@ -43,6 +44,7 @@ class EncoderSpec:
     sparse_configurations: tuple[tuple[int, int], ...] = ()
     relative_position: bool = True
     stem_widths: tuple[int, ...] = ()
+    token_norm: bool = False
 
     @property
     def grid(self) -> int:

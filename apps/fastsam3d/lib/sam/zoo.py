@@ -86,6 +86,8 @@ _ROWS += (
     replace(_OURS, name="fastsam3d_compact_m1", encoder=replace(_COMPACT, depth=12)),
     replace(_OURS, name="fastsam3d_compact_m3", encoder=replace(_COMPACT, depth=4)),
     replace(_OURS, name="fastsam3d_compact_attention", encoder=replace(_COMPACT, feedforward_layers=())),
+    # Not shipped yet: tokens that differ from each other, see docs/models.md.
+    replace(_OURS, name="fastsam3d_compact_normed", encoder=replace(_COMPACT, token_norm=True)),
 )
 
 SPECS: dict[str, SamSpec] = {spec.name: spec for spec in _ROWS}

@@ -98,6 +98,8 @@ class ImageEncoder3D(nn.Module):
         super().__init__()
         self.spec = spec
         self.patch_embed = ConvStem(spec) if spec.stem_widths else PatchEmbed(spec)
+        if spec.token_norm:
+            self.token_norm = nn.GroupNorm(spec.width, spec.width)
         g = spec.grid
         self.pos_embed = nn.Parameter(torch.zeros(1, g, g, g, spec.width))
         self.blocks = nn.ModuleList(Block(spec, i) for i in range(spec.depth))
@@ -115,6 +117,8 @@ class ImageEncoder3D(nn.Module):
             window: (B, 3) token offsets of smaller cubes inside the full one (training only), or None.
         """
         tokens, skips = self.patch_embed(x)
+        if hasattr(self, "token_norm"):
+            tokens = self.token_norm(tokens.movedim(-1, 1)).movedim(1, -1)
         if window is None:
             return tokens + self.pos_embed, skips
         g = tokens.shape[1]

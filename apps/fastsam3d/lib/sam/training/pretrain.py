@@ -237,18 +237,19 @@ class Pretraining:
         }  # fmt: skip
         save_atomic(state, self.checkpoint)
 
-    def warm_start(self, checkpoint: Path) -> list[str]:
+    def warm_start(self, checkpoint: Path, fresh: tuple[str, ...] = ()) -> list[str]:
         """Begin with the averaged weights of another run; see `begin_with`."""
         weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["average"]
-        return self.begin_with(weights, str(checkpoint))
+        return self.begin_with(weights, str(checkpoint), fresh)
 
-    def begin_with(self, weights: Mapping[str, Tensor], name: str) -> list[str]:
+    def begin_with(self, weights: Mapping[str, Tensor], name: str, fresh: tuple[str, ...] = ()) -> list[str]:
         """Begin with other weights; parameters that they lack keep their fresh values.
 
         Where a convolution of this model sees more maps than that of the other, the weights of the new ones begin at 0.
 
         Args:
             weights: as in the model's state_dict. name: for the message.
+            fresh: beginnings of names whose parameters keep fresh values all the same.
 
         Returns:
             The names of the parameters that are fresh.
@@ -257,7 +258,7 @@ class Pretraining:
             ValueError: there are parameters that this model lacks, or of another shape.
         """
         own = self.model.state_dict()
-        weights = {key: _widened(value, own.get(key)) for key, value in weights.items()}
+        weights = {k: _widened(v, own.get(k)) for k, v in weights.items() if not k.startswith(fresh)}
         odd = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
         if odd:
             raise ValueError(f"{name} does not fit {self.spec.name}: {', '.join(odd[:5])} have no place there")
