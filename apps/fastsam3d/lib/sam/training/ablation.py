@@ -106,6 +106,9 @@ def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, 
     Args:
         per_epoch: patches of an epoch. teacher: its Dice on the same cases.
 
+    If the student before the first step, whose layers know nothing, does as well as the teacher, the layers do not matter to the
+    teacher, and nothing else in the table means anything.
+
     The equal Dice is what the worst arm ends with after five clicks; the epochs are those of the first measurement at which the
     mean over the seeds has reached it.
     """
@@ -119,6 +122,9 @@ def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, 
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines.append("| teacher | 12 | " + " | ".join(f"{teacher[f'dice_{n}']:.3f}" for n in CLICKS) + " | |")
+    first = [rows[0] for rows in next(iter(found.values())).values()]
+    cells = [_spread([row[f"dice_{n}"] for row in first]) for n in CLICKS]
+    lines.append("| student before the first step: the teacher without its layers | | " + " | ".join(cells) + " | |")
     for arm in ARMS:
         if arm.name not in found:
             continue
