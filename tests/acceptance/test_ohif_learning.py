@@ -20,7 +20,7 @@ from lib.sam.evaluate import dice
 from scripts import demo_ohif
 from tests.app import orthanc
 from tests.app.learning import copy_app, stats, wait_for_training
-from tests.app.serving import shipped_model, start, stop
+from tests.app.serving import start, stop
 from tests.clients import demo, ohif, phantom
 from tests.needs import need
 
@@ -45,7 +45,7 @@ def world(tmp_path):
     phantom.make(made, "--cases", "2", "--seed", str(phantom.SEED), "--dicom", "2", *lattice)
     with orthanc.running(tmp_path / "orthanc") as pacs:
         demo_ohif.store_series(made / "dicom", f"{pacs}/dicom-web")
-        server = start(f"{pacs}/dicom-web", tmp_path / "home", *shipped_model(), app=copy_app(tmp_path))
+        server = start(f"{pacs}/dicom-web", tmp_path / "home", "models", MODEL, app=copy_app(tmp_path))
         yield server, [phantom.dicom_series(made, case) for case in CASES]
         stop(server)
 
