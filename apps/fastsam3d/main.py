@@ -21,7 +21,7 @@ from lib.activelearning.doubt import Doubt, Uncertainty, UncertaintyScoring
 from lib.activelearning.strategies import First, Random
 from lib.annotations import AtlasKeeper
 from lib.batch import BatchInfer
-from lib.conf import DEFAULT_MODEL, AppConf, ConfError
+from lib.conf import DEFAULT_MODEL, MODELS, AppConf, ConfError, weights_model
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import resolve_image
 from lib.infer_route import (
@@ -141,7 +141,10 @@ class FastSAM3DApp(MONAILabelApp):
             self.datastore().answered.note(image, answer.mask_box, answer.corner_ijk)
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        trainers = {name: config.trainer() for name, config in self._configs.items()}
+        """One trainer for each set of weights that is served, the default model's first: 3D Slicer shows the first one."""
+        trainers: dict[str, TrainTask | None] = {}
+        for name in (name for name in MODELS if name in self._configs):
+            trainers.setdefault(weights_model(name), self._configs[name].trainer())
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 
     def init_strategies(self) -> dict[str, Strategy]:
@@ -187,7 +190,11 @@ class FastSAM3DApp(MONAILabelApp):
         if not is_inference() and min(now - self._last_click, now - self._lists_read) > _LISTS_AGE_SECONDS:
             forget_dicomweb_lists()
             self._lists_read = now
-        return super().info()
+        found = super().info()
+        for name, trainer in self._trainers.items():
+            if not trainer.is_valid():
+                del found["trainers"][name], found["train_stats"][name]
+        return found
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         forget_dicomweb_lists()

@@ -13,7 +13,7 @@ from tests.app.serving import APP, MODEL, Server
 
 IDLE = {
     "learning_rate": 0, "epochs": 1, "steps_per_epoch": 1, "patches": 1, "rehearsal": 0, "keep": 0, "guard_cases": 1,
-    "gate_clicks": 1,
+    "gate_clicks": 1, "slices": 2, "images": 1, "gate_slices": 1,
 }  # fmt: skip
 """One step at a learning rate of 0: the candidate is exactly as good as the served model, which is enough for the gate."""
 _NOT_COPIED = ("runs", "imported", "accepted", "logs", "__pycache__", "bin", ".fetch-*")
@@ -35,17 +35,18 @@ def save_label(server: Server, image: str, label: Path, names: dict[int, str]) -
     answer.raise_for_status()
 
 
-def train(server: Server, params: dict, every: bool = False) -> dict:
-    """POST /train/fastsam3d, or /train/ as OHIF does."""
-    path = "/train/" if every else f"/train/{MODEL}"
+def train(server: Server, params: dict, every: bool = False, model: str = MODEL) -> dict:
+    """POST /train/{model}, or /train/ as OHIF does."""
+    path = "/train/" if every else f"/train/{model}"
     answer = requests.post(server.url + path, json=params, timeout=60)
     answer.raise_for_status()
     return answer.json()
 
 
-def stats(server: Server) -> dict:
-    """The first entry of train_stats, as Slicer reads it."""
-    return next(iter(server.get("/info/").json()["train_stats"].values()))
+def stats(server: Server, model: str | None = None) -> dict:
+    """A trainer's entry of train_stats, or the first one, as Slicer reads it."""
+    found = server.get("/info/").json()["train_stats"]
+    return found[model] if model else next(iter(found.values()))
 
 
 def wait_for_training(server: Server, seconds: float) -> dict:

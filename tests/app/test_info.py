@@ -34,7 +34,7 @@ def test_no_top_level_config(info):
 
 
 def test_what_learns_and_chooses_is_named(info):
-    assert set(info["trainers"]) == set(info["train_stats"]) == {"fastsam3d"}
+    assert list(info["trainers"]) == list(info["train_stats"]) == ["fastsam3d", "repmedsam"]  # Slicer shows the first
     assert set(info["scoring"]) == {"uncertainty"}
     assert set(info["strategies"]) == {"first", "random", "uncertainty"}
 

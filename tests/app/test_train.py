@@ -27,7 +27,7 @@ def own_server(app, tmp_path_factory):
     studies.mkdir()
     for n in (1, 2, 3):
         save(studies / f"case{n}.nii.gz", scan(n))
-    conf = ("models", "fastsam3d", "strategy", "uncertainty", "labels", "ball:4,air:1")
+    conf = ("models", "fastsam3d,repmedsam_2d", "strategy", "uncertainty", "labels", "ball:4,air:1")
     running = start(studies, tmp_path_factory.mktemp("home"), *conf, app=app)
     yield running
     stop(running)
@@ -35,12 +35,13 @@ def own_server(app, tmp_path_factory):
 
 def test_what_a_client_is_told_before_anything_is_annotated(own_server):
     info = own_server.get("/info/").json()
-    assert set(info["trainers"]) == {"fastsam3d"}
-    config = info["trainers"]["fastsam3d"]["config"]
-    assert {"minutes", "epochs", "learning_rate", "freeze_encoder"} <= set(config)
-    assert not {"foreground", "background", "label", "roi"} & set(config)
-    assert {"epoch": 0, "best_metric": 0.0}.items() <= info["train_stats"]["fastsam3d"].items()
-    assert info["train_stats"]["fastsam3d"]["total_epochs"] > 0
+    assert list(info["trainers"]) == list(info["train_stats"]) == ["fastsam3d", "repmedsam"]
+    for name in info["trainers"]:
+        config = info["trainers"][name]["config"]
+        assert {"minutes", "epochs", "learning_rate", "freeze_encoder"} <= set(config)
+        assert not {"foreground", "background", "label", "roi"} & set(config)
+        assert {"epoch": 0, "best_metric": 0.0}.items() <= info["train_stats"][name].items()
+        assert info["train_stats"][name]["total_epochs"] > 0
     assert "fastsam3d_auto" not in info["models"]  # nothing has taught it
     assert set(info["scoring"]) == {"uncertainty"}
 
@@ -55,12 +56,18 @@ def test_a_training_that_cannot_be_says_why_in_the_client(own_server):
     assert "at least 2 annotated cases" in found["message"]
 
 
-def test_training_publishes_and_the_next_click_uses_it_without_a_restart(own_server, app, tmp_path):
-    before = click(own_server, "case3", CENTRE_IJK)
+def box(server):
+    """A box in a slice; the answer's parameters."""
+    roi = [20, 70, 20, 60, CENTRE_IJK[2], CENTRE_IJK[2]]
+    return server.infer("case3", {"roi": roi}, model="repmedsam_2d", output="json").json()
+
+
+def test_training_publishes_and_the_next_click_and_box_use_it_without_a_restart(own_server, app, tmp_path):
+    before, boxed = click(own_server, "case3", CENTRE_IJK), box(own_server)
     for n, value in ((1, 1), (2, 4)):  # each client numbers as it likes; the name counts
         label = save(tmp_path / f"label{n}.nii.gz", (target() * value).astype("uint8"))
         save_label(own_server, f"case{n}", label, {value: "Ball" if n == 1 else "ball"})
-    assert set(train(own_server, IDLE, every=True)) == {"fastsam3d"}
+    assert list(train(own_server, IDLE, every=True)) == ["fastsam3d", "repmedsam"]  # one after the other
     assert click(own_server, "case3", CENTRE_IJK)["weights"] == before["weights"]  # it answers meanwhile
     task = wait_for_training(own_server, TRAINING_SECONDS)
     log = own_server.log.read_text()
@@ -73,11 +80,28 @@ def test_training_publishes_and_the_next_click_uses_it_without_a_restart(own_ser
     assert after["weights"]["version"] != before["weights"]["version"]
     assert after["weights"]["name"] == found["run"]
     assert after["voxels"] == pytest.approx(before["voxels"], rel=0.01)
-    folder = app / "model" / "runs" / "fastsam3d" / found["run"]
-    assert "Dice per click" in (folder / "report.html").read_text()
-    assert (folder / "report.png").stat().st_size > 1000
-    assert str(folder / "report.html") in log
-    assert not (folder / "patches").exists()
+    slices, answer = stats(own_server, "repmedsam"), box(own_server)
+    assert (slices["state"], slices["epoch"], slices["total_epochs"]) == ("accepted", 3, 3), slices
+    assert answer["weights"]["name"] == slices["run"] != boxed["weights"]["name"]
+    assert answer["voxels"] == pytest.approx(boxed["voxels"], rel=0.01) and answer["voxels"] > 0
+    for model, run in (("fastsam3d", found), ("repmedsam", slices)):
+        folder = app / "model" / "runs" / model / run["run"]
+        assert "Dice per click" in (folder / "report.html").read_text()
+        assert (folder / "report.png").stat().st_size > 1000
+        assert str(folder / "report.html") in log
+        assert not (folder / "patches").exists()
+
+
+def test_the_trainer_for_slices_alone_and_back_again(own_server, app):
+    first = box(own_server)["weights"]
+    train(own_server, {**IDLE, "seed": 2}, model="repmedsam")
+    assert wait_for_training(own_server, TRAINING_SECONDS)["status"] == "DONE", own_server.log.read_text()[-4000:]
+    found = stats(own_server, "repmedsam")
+    assert found["state"] == "accepted"
+    assert box(own_server)["weights"]["name"] == found["run"] != first["name"]
+    words = [sys.executable, str(app), "weights", "rollback", "--model", "repmedsam"]
+    assert first["name"] in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert box(own_server)["weights"] == first
 
 
 def test_a_rollback_serves_the_earlier_weights_at_the_next_click(own_server, app):

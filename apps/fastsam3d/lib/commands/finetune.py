@@ -10,9 +10,13 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cli import UserError, emit
 from ..conf import MODEL_DIR
+
+if TYPE_CHECKING:
+    from ..sam.training.finetune_config import TuningConfig
 
 _CASE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHANNEL = "_0000"
@@ -25,13 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", type=Path, help="instead of both: a folder with imagesTr, labelsTr, dataset.json")
     parser.add_argument("--names", type=Path, help='JSON of names, {"1": "liver"} or nnU-Net\'s {"liver": 1}')
     parser.add_argument(
-        "--model", default="fastsam3d", help="whose served weights to start from (default: %(default)s)"
+        "--model",
+        default="fastsam3d",
+        help="whose served weights to start from: fastsam3d or repmedsam (default: %(default)s)",
     )
     parser.add_argument("--model-dir", type=Path, default=MODEL_DIR, help="folder of weights (default: the app's)")
     parser.add_argument("--init", help="weights to start from: a name, file or folder (default: those that serve)")
     parser.add_argument("--minutes", type=float, help="time budget of the training (0: none)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of FinetuneConfig"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, see lib/sam/training/finetune_config.py",
     )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -48,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 
     from ..sam import weights
     from ..sam.device import choose_device
-    from ..sam.training.finetune_config import FinetuneConfig
+    from ..sam.training.learners import config_type
     from ..sam.training.runs import BusyError, Run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
@@ -61,8 +71,9 @@ def main(args: argparse.Namespace) -> int:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    config = FinetuneConfig.of({"batch": processes} | _settings(args))
     base = weights.resolve(args.model, args.model_dir, configured=args.init)
+    settings = config_type(base.spec)
+    config = settings.of({"batch": processes} | _settings(args, settings))
     try:
         outcome = Run(find_cases(args), base, args.model_dir, config, device, resume=not args.fresh)()
     except BusyError as error:
@@ -78,14 +89,12 @@ def main(args: argparse.Namespace) -> int:
     return 0 if verdict.accepted else 1
 
 
-def _settings(args: argparse.Namespace) -> dict[str, str]:
-    from ..sam.training.finetune_config import FinetuneConfig
-
+def _settings(args: argparse.Namespace, settings: type[TuningConfig]) -> dict[str, str]:
     chosen = {} if args.minutes is None else {"minutes": args.minutes}
     for text in args.set:
         key, equals, value = text.partition("=")
-        if not equals or key not in FinetuneConfig.__dataclass_fields__:
-            known = ", ".join(FinetuneConfig.__dataclass_fields__)
+        if not equals or key not in settings.__dataclass_fields__:
+            known = ", ".join(settings.__dataclass_fields__)
             raise UserError(f"--set takes KEY=VALUE with a key of {known}; got {text!r}")
         chosen[key] = value
     return chosen

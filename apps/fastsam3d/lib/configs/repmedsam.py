@@ -7,6 +7,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ..infers.slices import slice_infer
+from ..trainers.finetune import slice_trainer
 
 
 class RepMedSAM(TaskConfig):
@@ -19,5 +20,5 @@ class RepMedSAM(TaskConfig):
             description="RepMedSAM through the stack: a box, or the ends of a structure; clicks refine",
         )
 
-    def trainer(self) -> TrainTask | None:
-        return None
+    def trainer(self) -> TrainTask:
+        return slice_trainer(self)

@@ -94,7 +94,7 @@ class SliceSegmenter:
         axis = plane_axis(volume.grid, prompts, options.single) if options.axis is None else options.axis
         frame = _frame(volume.grid, axis, self.spec.image_size)
         plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
-        source = self._source(session, axis, frame, self._limits(session, prompts, options.window, timings), timings)
+        source = self._source(session, axis, frame, self.limits(session, prompts, options.window, timings), timings)
         masks = follow([plan], source.predict, frame, self.spec.margin)[0]
         with stage(timings, "paste"):
             mask_box, corner = assemble(masks, axis)
@@ -107,7 +107,11 @@ class SliceSegmenter:
         )  # fmt: skip
 
     def segment_image(
-        self, image: np.ndarray, boxes_xy: np.ndarray, clicks_xy: Sequence[tuple[int, int, bool]] = ()
+        self,
+        image: np.ndarray,
+        boxes_xy: np.ndarray,
+        clicks_xy: Sequence[tuple[int, int, bool]] = (),
+        cache: Memory | None = None,
     ) -> list[SliceMask]:
         """Answers boxes on one image, which is encoded once; or one object by clicks, with a box or without.
 
@@ -115,12 +119,13 @@ class SliceSegmenter:
             image: (H, W) or (H, W, 3) uint8.
             boxes_xy: (N, 4) x0, y0, x1, y1 in its pixels, within it.
             clicks_xy: column, row and whether it lies on the object; only with at most one box.
+            cache: of this image and this segmenter, for further questions; None for none.
 
         Raises:
             PromptError: clicks with several boxes, or neither a box nor a click on the object.
         """
         frame = SliceFrame(image.shape[:2], self.spec.image_size)
-        source = SliceSource(self.network, lambda index: image, frame, Memory(CACHE_BYTES))
+        source = SliceSource(self.network, lambda index: image, frame, cache or Memory(CACHE_BYTES))
         prompts = [SlicePrompt(model_box(box, frame)) for box in boxes_xy]
         if clicks_xy:
             if len(prompts) > 1:
@@ -147,9 +152,11 @@ class SliceSegmenter:
         return follow([stack_plan(box, frame) for box in boxes], source.predict, frame, self.spec.margin)
 
     @staticmethod
-    def _limits(session: ImageSession, prompts: Prompts, window: str, timings: dict[str, float]) -> tuple[float, float]:
+    def limits(
+        session: ImageSession, prompts: Prompts, window: str = AUTO, timings: dict[str, float] | None = None
+    ) -> tuple[float, float]:
         """The intensities that become black and white; the first prompt decides, so that later clicks see the same slices."""
-        array = session.volume.array
+        array, timings = session.volume.array, {} if timings is None else timings
 
         def limits(window: str) -> tuple[float, float]:
             found = session.get(("grey_range", window))

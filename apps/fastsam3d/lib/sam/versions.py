@@ -18,16 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .build import Sam3D
+from .build import Sam2D, Sam3D
 from .checkpoint_files import WeightsError, read_header
-from .checkpoints import GAUSSIAN
 from .files import whole_file, write_text
 from .registry import model_of, plain_name
-from .spec import SamSpec
+from .spec import AnySpec
 from .weights import ACCEPTED, POINTER, version_of
-from .weights_files import write_safetensors
+from .weights_files import stored_dtype, write_safetensors
 
 HISTORY = "history"
 DEFAULT = "default"
@@ -63,21 +60,21 @@ def folder_of_accepted(model_dir: Path, model: str) -> Path:
     return Path(model_dir) / ACCEPTED / model
 
 
-def write_candidate(network: Sam3D, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a network as it would be served: float16, the position encoding's random matrix in float32.
+def write_candidate(network: Sam3D | Sam2D, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a network as it would be served: in the types in which weights ship, see `weights_files.stored_dtype`.
 
     Raises:
         OSError: it cannot be written.
     """
+    spec = network.spec
     state = {
-        key: tensor.detach().to("cpu", torch.float32 if key == GAUSSIAN else torch.float16).contiguous()
+        key: tensor.detach().to("cpu", stored_dtype(key, tensor, spec)).contiguous()
         for key, tensor in network.state_dict().items()
     }
-    spec = network.spec
     write_safetensors(state, path, {"spec": spec.name, "model": model_of(spec.name), **metadata})
 
 
-def publish(candidate: Path, model_dir: Path, spec: SamSpec, record: Record) -> None:
+def publish(candidate: Path, model_dir: Path, spec: AnySpec, record: Record) -> None:
     """Makes a candidate's file the version that is served from the next click on.
 
     Raises:

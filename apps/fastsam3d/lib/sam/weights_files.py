@@ -166,7 +166,7 @@ def write_model(
     out_dir = Path(out_dir)
     plain_name(name, "--name")
     check_fit(state, spec, name)
-    halves = {key: tensor.to(_shipped_dtype(key, tensor, spec)) for key, tensor in state.items()}
+    halves = {key: tensor.to(stored_dtype(key, tensor, spec)) for key, tensor in state.items()}
     check_fit(halves, spec, f"{name} in float16")
     metadata = {**metadata, "spec": spec.name, "model": model_of(spec.name), "licence": licence}
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,8 @@ def write_model(
     return paths
 
 
-def _shipped_dtype(key: str, tensor: Tensor, spec: AnySpec) -> torch.dtype:
+def stored_dtype(key: str, tensor: Tensor, spec: AnySpec) -> torch.dtype:
+    """In which type a tensor ships, see `write_model`."""
     if not tensor.is_floating_point():
         return tensor.dtype
     small = key == GAUSSIAN or (isinstance(spec, Sam2dSpec) and tensor.ndim < 2)

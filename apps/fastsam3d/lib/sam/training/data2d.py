@@ -27,6 +27,9 @@ from .data import LabelledScan
 MIN_PIXELS = 40
 """Smallest object that is a target, model pixels."""
 
+MIN_ANNOTATED = 12
+"""The same of what somebody annotated: a vessel counts."""
+
 _AIR_HU = -900.0
 
 
@@ -156,32 +159,38 @@ def vary(draw: Draw, item: LabelledSlice) -> LabelledSlice:
     return LabelledSlice((shown.clamp(0, 1) * 255).round().to(torch.uint8), label)
 
 
-def pick_masks(draw: Draw, label: Tensor, count: int) -> Tensor:
+def pick_masks(draw: Draw, label: Tensor, count: int, annotated: bool = False) -> Tensor:
     """Masks (count, h, w) bool of `count` random objects; empty when there is none of MIN_PIXELS.
 
     Mostly the largest connected part, sometimes all parts, of a label; holes (a lesion in an organ) are closed in half
     of them. Objects repeat where there are fewer.
+
+    Args:
+        annotated: a person drew the label: always its largest part, as it was drawn, from MIN_ANNOTATED pixels on.
     """
     sizes = torch.bincount(label.flatten())
-    wanted = [v for v in range(1, len(sizes)) if int(sizes[v]) >= MIN_PIXELS]
+    smallest = MIN_ANNOTATED if annotated else MIN_PIXELS
+    wanted = [v for v in range(1, len(sizes)) if int(sizes[v]) >= smallest]
     masks = []
     while wanted and len(masks) < count:
         mask = (label == wanted.pop(draw.integer(0, len(wanted)))).numpy()
-        if draw.chance(0.8):
+        if annotated or draw.chance(0.8):
             parts, n = ndimage.label(mask)
             if n > 1:
                 mask = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-        if draw.chance(0.5):
+        if not annotated and draw.chance(0.5):
             mask = ndimage.binary_fill_holes(mask)
-        if mask.sum() >= MIN_PIXELS:
+        if mask.sum() >= smallest:
             masks.append(torch.from_numpy(mask))
     if not masks:
         return torch.empty(0, *label.shape, dtype=torch.bool)
     return torch.stack([masks[i % len(masks)] for i in range(count)])
 
 
-def sample(draw: Draw, item: LabelledSlice, size: int, objects: int) -> dict[str, Tensor] | None:
-    """The model's image of a slice and its targets, or None where no object is left.
+def sample(
+    draw: Draw, item: LabelledSlice, size: int, objects: int, annotated: bool = False
+) -> dict[str, Tensor] | None:
+    """The model's image of a slice and its targets (see `pick_masks`), or None where no object is left.
 
     Returns:
         "image" (3, size, size) float32 in [0, 1]; "target" (objects, size, size) bool.
@@ -193,7 +202,7 @@ def sample(draw: Draw, item: LabelledSlice, size: int, objects: int) -> dict[str
     if max(height, width) != size:
         shape = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
         label = F.interpolate(label[None, None].float(), shape, mode="nearest-exact")[0, 0].to(torch.int32)
-    masks = pick_masks(draw, label, objects)
+    masks = pick_masks(draw, label, objects, annotated)
     if not len(masks):
         return None
     target = torch.zeros(objects, size, size, dtype=torch.bool)

@@ -1,239 +1,35 @@
-"""Fine-tuning of a promptable model on a user's own annotations.
+"""Fine-tuning of a promptable 3D model on a user's own annotations.
 
-Ignite runs the epochs; a step is `batch` patches with several objects each and several rounds of simulated prompts (as in
-pretraining). What the model knew is kept by rehearsal on generated anatomy and by its own old answers beside the
-annotated structures. Every random choice follows from (seed, step, patch), so a resumed run, and a run on several
-processes, compute what one uninterrupted process would.
+A step is `batch` patches with several objects each and several rounds of simulated prompts (as in pretraining). What the
+model knew is kept by rehearsal on generated anatomy and by its own old answers beside the annotated structures.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ..anatomy.fields import Draw
-from ..build import Sam3D
-from ..device import has_bfloat16
 from .data import occupancy, pick_targets
 from .finetune_config import FinetuneConfig
-from .loop import cosine_rate, decay_groups, mean_over_processes, processes, save_atomic
-from .patches import Patch, PatchSet, cut, in_halves, varied
+from .patches import Patch, cut, in_halves, varied
 from .pretrain import rounds_loss, unroll
+from .tuning import Stopped, Tuning, dice
 
-logger = logging.getLogger(__name__)
+__all__ = ["Finetuning", "Stopped"]
 
 _VALIDATED = 6
 _VALIDATION_CLICKS = 3
-_LOSS_WEIGHT = 2.0
-_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
-class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is written, and the next run goes on from there."""
+class Finetuning(Tuning):
+    """See Tuning; patches are those of patches.py."""
 
+    memory_format = torch.channels_last_3d
+    config: FinetuneConfig
 
-class Finetuning:
-    """One training in `folder`; `run()` goes on from its checkpoint if there is one.
-
-    Args:
-        model: the network that it starts from; it is changed.
-        patches: what to train on.
-        minutes: of the config's budget that this training may use; None takes the config's.
-        on_epoch: called with the row of every finished epoch (first process only).
-        should_stop: asked between steps.
-    """
-
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        folder: Path,
-        model: Sam3D,
-        patches: PatchSet,
-        device: torch.device | str = "cpu",
-        minutes: float | None = None,
-        on_epoch: Callable[[dict], None] = lambda row: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.config, self.folder, self.device = config, Path(folder), torch.device(device)
-        self.minutes = config.minutes if minutes is None else minutes
-        self.patches, self.on_epoch, self.should_stop = patches, on_epoch, should_stop
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.spec = model.spec
-        self.model = model.to(self.device, memory_format=torch.channels_last_3d).train().requires_grad_(True)
-        self.model.image_encoder.requires_grad_(not config.freeze_encoder)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.start = {k: v.clone() for k, v in self.average.items()}
-        self.best = self.start
-        self.optimizer = torch.optim.AdamW(
-            decay_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
-        )
-        self.rank, self.world = processes()
-        if config.batch % self.world:
-            raise ValueError(f"batch must be a multiple of the {self.world} processes, got {config.batch}")
-        self.half = config.half and has_bfloat16(self.device)
-        self.step, self.seconds, self.begun, self.clock = 0, 0.0, time.monotonic(), 0.0
-        self.rows: list[dict] = []
-        self.known = 0.0
-        self.losses: list[float] = []
-        self.done = False
-
-    @property
-    def checkpoint(self) -> Path:
-        """The resumable state."""
-        return self.folder / "checkpoint.pt"
-
-    def _score(self, dice: float, known: float) -> float:
-        """What the best epoch has most of: Dice on the annotated structures, and no loss on what was known."""
-        return dice - _LOSS_WEIGHT * max(0.0, self.known - known)
-
-    def save(self) -> None:
-        """Writes the checkpoint (first process)."""
-        if self.rank:
-            return
-        state = {
-            "step": self.step, "seconds": self._elapsed(), "rows": json.dumps(self.rows), "done": self.done,
-            "known": self.known,
-            "model": self.model.state_dict(), "average": self.average, "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
-        save_atomic(state, self.checkpoint)
-
-    def resume(self) -> bool:
-        """Loads the checkpoint if there is one."""
-        if not self.checkpoint.exists():
-            return False
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average, self.best = state["average"], state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
-        self.rows, self.known = json.loads(state["rows"]), state["known"]
-        return True
-
-    def run(self) -> dict[str, Tensor]:
-        """Trains until epochs, budget or patience are used up; returns the averaged weights that validated best.
-
-        Raises:
-            Stopped: `should_stop` said so. ValueError: the loss is not finite any more.
-        """
-        if self.resume():
-            logger.info("resumed %s after %d epochs", self.folder.name, len(self.rows))
-        if self.done:
-            return self.best
-        self.begun, self.clock = time.monotonic(), self.seconds
-        if not self.rows:
-            self.known = self.validate(self.start)[1]
-        engine = Engine(self._train_step)
-        stopper = EarlyStopping(self.config.patience, lambda _: self.rows[-1]["score"], engine)
-        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.rank == 0 else None
-
-        @engine.on(Events.ITERATION_COMPLETED)
-        def after_step(engine: Engine) -> None:
-            if board:
-                board.add_scalar("loss/step", engine.state.output, self.step)
-            if self.minutes and self.clock > 60 * self.minutes:
-                engine.terminate()
-                if self.losses:
-                    self._finish_epoch(board)
-
-        @engine.on(Events.EPOCH_COMPLETED)
-        def after_epoch(engine: Engine) -> None:
-            if self.losses:  # else the budget ended it at the same step
-                self._finish_epoch(board)
-
-        engine.add_event_handler(Events.EPOCH_COMPLETED, stopper)
-        left = self.config.epochs - self.step // self.config.steps_per_epoch
-        try:
-            if left > 0:
-                engine.run(range(self.config.steps_per_epoch), max_epochs=left)
-        finally:
-            if board:
-                board.close()
-        self.best, self.done = self._blended(), True
-        self.save()
-        return self.best
-
-    def _blended(self) -> dict[str, Tensor]:
-        """The best average, drawn back towards the start as far as validation asks for (Wortsman et al. 2022, WiSE-FT).
-
-        What was learned grows with the share of the way, what is forgotten with its square; so a part of the way often has
-        most of the one and little of the other.
-        """
-        if all(torch.equal(self.best[k], v) for k, v in self.start.items()):
-            return self.best
-        found = []
-        for share in _SHARES:
-            mixed = {
-                k: v.lerp(self.best[k], share) if v.is_floating_point() else self.best[k] for k, v in self.start.items()
-            }
-            found.append((self._score(*self.validate(mixed)), share, mixed))
-        score, share, mixed = max(found, key=lambda item: item[:2])
-        logger.info(
-            "%s: %.0f %% of the way from the served weights is best (score %.4f)", self.folder.name, 100 * share, score
-        )
-        return mixed
-
-    def _elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self.begun
-
-    def _progress(self) -> float:
-        """Share of the schedule that is used, by steps or by time."""
-        by_step = self.step / (self.config.epochs * self.config.steps_per_epoch)
-        by_time = self.clock / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(by_step, by_time))
-
-    def _train_step(self, engine: Engine, _: Any) -> float:
-        """One optimiser step on this process's share of the batch; returns the loss of the whole batch."""
-        if self.should_stop():
-            raise Stopped(f"stopped after {len(self.rows)} epochs")
-        c = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for index in range(self.rank, c.batch, self.world):
-            term = self._loss((c.seed * 1_000_003 + self.step) * 4099 + index) * self.world / c.batch
-            term.backward()
-            loss += term.item()
-        loss = self._share(loss)
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss became {loss} at step {self.step}; lower learning_rate ({c.learning_rate})")
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], c.clip)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-        decay = min(c.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-        self.step += 1
-        self.losses.append(loss)
-        return loss
-
-    def _share(self, loss: float) -> float:
-        """Averages gradients, loss and clock over the processes; returns the loss."""
-        mean = torch.tensor([loss], device=self.device)
-        for p in self.model.parameters():
-            if p.requires_grad and p.grad is None:
-                p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
-        self.clock = mean_over_processes([*gradients, mean], self._elapsed())
-        return float(mean)
-
-    def _loss(self, seed: int) -> Tensor:
-        """Loss of one patch; every random choice follows from the seed."""
+    def loss(self, seed: int) -> Tensor:
+        """Loss of one patch."""
         c, draw = self.config, Draw(seed)
         torch.manual_seed(seed)
         image, halves = self._sample(draw)
@@ -250,9 +46,7 @@ class Finetuning:
         """Image (1, channels, s, s, s) and occupancies (1, K, s/2, s/2, s/2) of a random patch or a cube of it."""
         c = self.config
         for _ in range(20):
-            known = self.patches.rehearsal[: len(self.patches.rehearsal) - len(self._set_aside())]
-            rehearse = bool(known) and draw.chance(c.rehearsal)
-            patch = Patch.read(draw.choice(list(known if rehearse else self.patches.train)))
+            patch = Patch.read(self.pick(draw))
             size = self.spec.patch_size
             edge = c.cube if c.cube < size and draw.chance(c.cube_share) else size
             sample = varied(draw, cut(draw, patch, edge), c.objects, c.keep)
@@ -262,42 +56,12 @@ class Finetuning:
                 return image, target[None].to(self.device).float() / 64
         raise ValueError("no patch holds a structure of at least 0.2 ml at the model's resolution; nothing to train on")
 
-    def _finish_epoch(self, board: SummaryWriter | None) -> None:
-        """Validates, keeps the best average, tells the caller and writes the checkpoint."""
-        dice, known = self.validate(self.average)
-        score = self._score(dice, known)
-        better = all(score >= row["score"] for row in self.rows)
-        row = {
-            "epoch": len(self.rows) + 1, "step": self.step, "loss": round(float(np.mean(self.losses)), 5),
-            "dice": round(dice, 5), "known": round(known, 5), "score": round(score, 5),
-            "seconds": round(self._elapsed(), 1),
-        }  # fmt: skip
-        self.rows.append(row)
-        self.losses = []
-        if better:
-            self.best = {k: v.clone() for k, v in self.average.items()}
-        if board:
-            board.add_scalar("loss/epoch", row["loss"], self.step)
-            board.add_scalar("dice/validation", row["dice"], self.step)
-            board.add_scalar("dice/known", row["known"], self.step)
-            board.flush()
-        self.save()
-        if self.rank == 0:
-            self.on_epoch(row)
-
-    @torch.no_grad()
-    def validate(self, weights: dict[str, Tensor]) -> tuple[float, float]:
-        """Mean Dice over 1 to 3 clicks: on annotated structures, and on what the served model knew.
-
-        The first on patches of the training cases that training does not use, the second on the served model's steady
-        answers there and on generated anatomy that is set aside. They say when training has converged and how far to go;
-        whether the model is better is for the gate, on other cases.
+    def scores(self) -> tuple[list[float], list[float]]:
+        """Dice, the mean over 1 to 3 clicks: of annotated structures; of the served model's steady answers beside them and
+        of generated anatomy that is set aside.
         """
-        current = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(weights)
-        self.model.eval()
         learned, known = [], []
-        for n, path in enumerate([*self.patches.validation[:_VALIDATED], *self._set_aside()]):
+        for n, path in enumerate([*self.patches.validation[:_VALIDATED], *self.set_aside()]):
             patch = Patch.read(path)
             target = pick_targets(Draw(n), torch.from_numpy(patch.label).long(), 2)
             large = [k for k in range(len(patch.kept)) if (patch.kept[k] > 32).sum() > 1]
@@ -311,22 +75,7 @@ class Finetuning:
                 cells = occupancy(target[None].to(self.device).float() / 64, 2)
                 outs, _ = unroll(self.model, image, cells, _VALIDATION_CLICKS, False, True, 0.0)
             truth = cells[0, :, None] > 0.5
-            scores = torch.stack([_dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
+            scores = torch.stack([dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
             (learned if n < len(self.patches.validation[:_VALIDATED]) else known).extend(scores[:count])
             known += scores[count:]
-        self.model.load_state_dict(current)
-        self.model.train()
-        result = torch.tensor([np.mean(learned or [0.0]), np.mean(known or [0.0])], dtype=torch.float32)
-        result = result.to(self.device)
-        mean_over_processes([result], 0.0)  # so that all processes stop, and choose, alike
-        return float(result[0]), float(result[1])
-
-    def _set_aside(self) -> tuple[Path, ...]:
-        """The generated cases that only validation sees: a quarter of them."""
-        return self.patches.rehearsal[len(self.patches.rehearsal) - len(self.patches.rehearsal) // 4 :]
-
-
-def _dice(pred: Tensor, truth: Tensor) -> Tensor:
-    """(B, ...) bool, (B, ...) bool -> (B,)."""
-    pred, truth = pred.flatten(1), truth.flatten(1)
-    return 2 * (pred & truth).sum(1) / (pred.sum(1) + truth.sum(1)).clamp_min(1)
+        return learned, known

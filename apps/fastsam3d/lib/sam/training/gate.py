@@ -18,6 +18,7 @@ from ..geometry import Grid
 from ..segmenter import VolumeSegmenter
 from ..volume_io import Volume
 from .cases import LabelledCase, read_case
+from .report import VOLUMES, Words
 
 CLICKS = (1, 3, 5)
 MAX_FORGETTING = 0.02
@@ -27,13 +28,13 @@ GUARD_SEED = 2_100_000_000
 """Seeds of the gate's own cases; training and validation use others."""
 
 _GUARD_OBJECTS = 3
-_STRUCTURES_PER_CASE = 12
+STRUCTURES_PER_CASE = 12
 _MIN_VOXELS = 60
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One structure under both models: Dice after CLICKS clicks (fewer if fewer were made)."""
+    """One structure under both models: Dice after CLICKS clicks (fewer if fewer were made); of slices see gate2d.py."""
 
     case: str
     structure: str
@@ -56,7 +57,7 @@ class Verdict:
     generated: tuple[Pair, ...]
 
     def metrics(self) -> dict[str, Any]:
-        """Mean Dice after 1, 3, 5 clicks of both models on both sets, and the numbers of structures."""
+        """Mean Dice of both models on both sets, as the pairs have it, and the numbers of structures."""
         result: dict[str, Any] = {}
         for name, pairs in (("held_out", self.held_out), ("generated", self.generated)):
             result[name] = {
@@ -105,7 +106,7 @@ def compare(
     for case in cases:
         volume, label = read_case(case, structures)
         values = [v for v in np.flatnonzero(np.bincount(label.ravel(order="K"))) if v > 0]
-        for value in values[:_STRUCTURES_PER_CASE]:
+        for value in values[:STRUCTURES_PER_CASE]:
             target = largest_component(label == value)
             pairs.append(_pair(served, candidate, volume, target, case.name, structures[value - 1], clicks))
         say(f"gate: {case.name} compared")
@@ -132,12 +133,12 @@ def generated(cases: int, size: int, spacing_mm: float) -> Iterator[tuple[str, s
             yield f"generated {n + 1}", f"object {value}", volume, largest_component(label == value)
 
 
-def judge(held_out: Sequence[Pair], guard: Sequence[Pair]) -> Verdict:
-    """Decides: at least as good on what was held out, and at most MAX_FORGETTING worse on generated anatomy."""
+def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUMES) -> Verdict:
+    """Decides: at least as good on what was held out, and at most MAX_FORGETTING worse on what is generated."""
     before, after = _mean([p.served for p in held_out]), _mean([p.candidate for p in held_out])
     known, kept = _mean([p.served for p in guard]), _mean([p.candidate for p in guard])
-    on_cases = f"{after:.3f} against {before:.3f} on {len(held_out)} held-out structures"
-    on_guard = f"{kept:.3f} against {known:.3f} on generated anatomy" if guard else "generated anatomy was not measured"
+    on_cases = f"{after:.3f} against {before:.3f} on {len(held_out)} {words.held_out}"
+    on_guard = f"{kept:.3f} against {known:.3f} on {words.generated}" if guard else f"{words.generated}: not measured"
     if not held_out:
         return Verdict(False, "kept the served model: no structure was held out to compare on", (), tuple(guard))
     if after < before:

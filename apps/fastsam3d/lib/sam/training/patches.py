@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +63,16 @@ class Patch:
 
 @dataclass(frozen=True)
 class PatchSet:
-    """Paths of the patches: of annotated cases for training and for validation, and of generated anatomy."""
+    """Paths of patches or slices: of annotated cases for training and for validation, and of generated ones."""
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     rehearsal: tuple[Path, ...]
+
+    def of_cases(self, numbers: Collection[int]) -> PatchSet:
+        """Those of some cases, which their files' names number, and all that is generated."""
+        own = [tuple(p for p in kind if int(p.name.split("-")[1]) in numbers) for kind in (self.train, self.validation)]
+        return PatchSet(*own, self.rehearsal)
 
 
 def build(
@@ -91,27 +96,44 @@ def build(
     Raises:
         VolumeError: a file cannot be used. ValueError: no case holds a usable structure.
     """
+
+    def fill(part: Path) -> None:
+        count = per_case
+        size = _bytes_of(served.spec, keep) * (len(cases) * (count + max(1, count // 4)) + rehearsal)
+        if size > PATCH_LIMIT_BYTES:
+            count = max(2, int(count * PATCH_LIMIT_BYTES / size))
+            say(f"{len(cases)} cases: {count} patches of each, so that they take at most 4 GiB of disk")
+        for number, case in enumerate(sorted(cases, key=lambda c: c.name)):
+            rng = np.random.default_rng([seed, number])
+            for n, patch in enumerate(cut_case(case, structures, served, count + max(1, count // 4), keep, rng)):
+                patch.write(part / f"{'train' if n < count else 'validation'}-{number:04d}-{n:03d}.npz")
+            say(f"patches of {case.name} cut ({number + 1} of {len(cases)})")
+        for n in range(rehearsal):
+            _generated(seed * 1009 + n, served.spec).write(part / f"rehearsal-{n:04d}.npz")
+
+    return filled(folder, fill, structures)
+
+
+def filled(folder: Path, fill: Callable[[Path], None], structures: Sequence[str]) -> PatchSet:
+    """The files of a folder, which `fill` writes unless it is there; a folder is complete or absent.
+
+    Args:
+        fill: writes train-CASE-N.npz, validation-CASE-N.npz and rehearsal-N.npz into the folder that it is given.
+
+    Raises:
+        ValueError: it wrote no file to train on.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        checks = max(1, per_case // 4)
-        size = _bytes_of(served.spec, keep) * (len(cases) * (per_case + checks) + rehearsal)
-        if size > PATCH_LIMIT_BYTES:
-            per_case = max(2, int(per_case * PATCH_LIMIT_BYTES / size))
-            checks = max(1, per_case // 4)
-            say(f"{len(cases)} cases: {per_case} patches of each, so that they take at most 4 GiB of disk")
-        for number, case in enumerate(sorted(cases, key=lambda c: c.name)):
-            rng = np.random.default_rng([seed, number])
-            for n, patch in enumerate(cut_case(case, structures, served, per_case + checks, keep, rng)):
-                patch.write(part / f"{'train' if n < per_case else 'validation'}-{number:04d}-{n:03d}.npz")
-            say(f"patches of {case.name} cut ({number + 1} of {len(cases)})")
-        for n in range(rehearsal):
-            _generated(seed * 1009 + n, served.spec).write(part / f"rehearsal-{n:04d}.npz")
+        fill(part)
         if not any(part.glob("train-*")):
             shutil.rmtree(part)
-            raise ValueError(f"no annotated case holds a voxel of {', '.join(structures) or 'any structure'}")
+            raise ValueError(
+                f"no annotated case holds enough voxels of {', '.join(structures) or 'any structure'} to train on"
+            )
         os.replace(part, folder)
     kinds = ("train", "validation", "rehearsal")
     return PatchSet(*(tuple(sorted(folder.glob(f"{kind}-*.npz"))) for kind in kinds))

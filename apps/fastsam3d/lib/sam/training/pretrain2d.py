@@ -14,6 +14,8 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from .data2d import ImageBatches, Mix
 from .folders2d import OwnSlices
 from .loop import cosine_rate, decay_groups, follow, mean_over_processes, processes, save_atomic
 from .prompting2d import Prompting, occupancy, prompt_rounds, unroll
-from .recipe2d import Recipe2d
+from .recipe2d import Recipe2d, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,37 @@ def averaged(checkpoint: Path) -> dict[str, Tensor]:
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"{checkpoint} is not there: run that stage first (--stage, with the same --out)")
     return torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+
+
+def prompt_loss(model: Sam2D, image: Tensor, target: Tensor, stage: Stage) -> dict[str, Tensor]:
+    """Named terms of one pass with simulated prompts; "total" is what is minimised.
+
+    Args:
+        image: (B, 3, S, S) float32 in [0, 1], on the model's device. target: (B, K, S, S) bool, every object non-empty.
+            Both are brought to the model's present image size.
+        stage: its prompting, losses and precision.
+    """
+    image, target = shrink(image, target, model.spec.image_size)
+    image = image.contiguous(memory_format=torch.channels_last)
+    with _fast(image.device, stage.half):
+        share = float(torch.rand(()))
+        kinds = stage.prompting.rounds
+        rounds = next((n for i, (_, n) in enumerate(kinds) if share < sum(s for s, _ in kinds[: i + 1])), kinds[-1][1])
+        outs = unroll(model, image, target, stage.prompting, rounds)
+    truth = occupancy(target.flatten(0, 1)[:, None], model.spec.mask_size)
+    terms = [mask_loss(logits, truth, iou, stage.loss_weights, stage.balance) for logits, iou in outs]
+    return {
+        "total": sum(t["total"] for t in terms) / len(terms),
+        "first": terms[0]["dice"], "last": terms[-1]["dice"], "iou": terms[-1]["iou"],
+    }  # fmt: skip
+
+
+@contextmanager
+def _fast(device: torch.device, half: bool) -> Iterator[None]:
+    """Autocast to bfloat16, if that is wanted, and the attention that is fast on the device."""
+    kernels = [SDPBackend.MATH] if device.type == "cpu" else list(_FAST_ATTENTION)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half), sdpa_kernel(kernels):
+        yield
 
 
 class Training2d:
@@ -192,33 +225,14 @@ class Training2d:
 
     def loss(self, model: Sam2D, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named terms of one pass; "total" is what is minimised."""
-        c = self.config
-        image, target = shrink(batch["image"].to(self.device), batch["target"].to(self.device), model.spec.image_size)
-        image = image.contiguous(memory_format=torch.channels_last)
-        with (
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=c.half),
-            sdpa_kernel([SDPBackend.MATH] if self.device.type == "cpu" else list(_FAST_ATTENTION)),
-        ):
-            if self.teacher is not None:
-                with torch.no_grad():  # convolutions and windows take any size
-                    wanted = self.teacher.image_encoder(image)
-                return {"total": self.divergence(model.image_encoder(image), wanted)}
-            share = float(torch.rand(()))
-            rounds = next(
-                (
-                    n
-                    for i, (_, n) in enumerate(c.prompting.rounds)
-                    if share < sum(s for s, _ in c.prompting.rounds[: i + 1])
-                ),
-                c.prompting.rounds[-1][1],
-            )
-            outs = unroll(model, image, target, c.prompting, rounds)
-        truth = occupancy(target.flatten(0, 1)[:, None], model.spec.mask_size)
-        terms = [mask_loss(logits, truth, iou, c.loss_weights, c.balance) for logits, iou in outs]
-        return {
-            "total": sum(t["total"] for t in terms) / len(terms),
-            "first": terms[0]["dice"], "last": terms[-1]["dice"], "iou": terms[-1]["iou"],
-        }  # fmt: skip
+        image, target = batch["image"].to(self.device), batch["target"].to(self.device)
+        if self.teacher is None:
+            return prompt_loss(model, image, target, self.config)
+        image = shrink(image, target, model.spec.image_size)[0].contiguous(memory_format=torch.channels_last)
+        with _fast(self.device, self.config.half):
+            with torch.no_grad():  # convolutions and windows take any size
+                wanted = self.teacher.image_encoder(image)
+            return {"total": self.divergence(model.image_encoder(image), wanted)}
 
     def gradients(self, batches: tuple[dict[str, Tensor], ...]) -> dict[str, float]:
         """Gradients of one step, the mean over its passes and over all processes; returns the mean terms."""

@@ -88,23 +88,52 @@ def picture(charts: Sequence[Chart]) -> Image.Image:
     return image
 
 
-def charts(rows: Mapping[str, Sequence[Mapping[str, float]]], metrics: Mapping[str, Any] | None) -> list[Chart]:
+@dataclass(frozen=True)
+class Words:
+    """What was measured, in words.
+
+    Attributes:
+        clicks: after which each figure was taken. axis: what is counted. asked: the same in a sentence.
+        held_out, generated: what was asked for in held-out cases, and what is generated.
+    """
+
+    clicks: tuple[int, ...]
+    axis: str
+    asked: str
+    held_out: str
+    generated: str
+
+
+VOLUMES = Words((1, 3, 5), "clicks", "after 1, 3, 5 clicks", "held-out structures", "generated anatomy")
+SLICES = Words(
+    (0, 1), "clicks after the box", "of a box, and with a click after it", "structures in held-out slices",
+    "generated slices and pictures",
+)  # fmt: skip
+
+
+def charts(
+    rows: Mapping[str, Sequence[Mapping[str, float]]], metrics: Mapping[str, Any] | None, words: Words = VOLUMES
+) -> list[Chart]:
     """Loss and validation Dice of each training of the run, and Dice per click before and after where it was measured.
 
     Args:
-        rows: name of the training -> its epochs (finetune.Finetuning.rows). metrics: of gate.Verdict.
+        rows: name of the training -> its epochs (tuning.Tuning.rows). metrics: of gate.Verdict. words: what it measured.
     """
     made = [
         Chart("Training loss", "epoch", {k: [(r["epoch"], r["loss"]) for r in v] for k, v in rows.items()}),
         Chart("Validation Dice", "epoch", {k: [(r["epoch"], r["dice"]) for r in v] for k, v in rows.items()}),
     ]
-    titles = {"held_out": "Held-out cases: Dice per click", "generated": "Generated anatomy: Dice per click"}
+    titles = {"held_out": "Held-out cases", "generated": _headline(words.generated)}
     for name, title in titles.items():
         found = (metrics or {}).get(name) or {}
-        lines = {who: list(zip((1, 3, 5), found.get(key, ()))) for who, key in _MODELS}
+        lines = {who: list(zip(words.clicks, found.get(key, ()))) for who, key in _MODELS}
         if any(lines.values()):
-            made.append(Chart(title, "clicks", lines))
+            made.append(Chart(f"{title}: Dice per click", words.axis, lines))
     return made
+
+
+def _headline(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 _MODELS = (("before", "served"), ("after", "candidate"))
@@ -117,23 +146,25 @@ def write_report(
     rows: Mapping[str, Sequence[Mapping[str, float]]],
     verdict: Mapping[str, Any] | None = None,
     live: bool = False,
+    words: Words = VOLUMES,
 ) -> Path:
     """Writes report.html, and report.png when the run is over.
 
     Args:
         facts: what to list. verdict: of gate.Verdict.as_dict, when there is one. live: the page reloads itself.
+        words: what was measured.
 
     Returns:
         The page.
     """
-    drawn = charts(rows, (verdict or {}).get("metrics"))
+    drawn = charts(rows, (verdict or {}).get("metrics"), words)
     refresh = '<meta http-equiv="refresh" content="10">' if live else ""
     listed = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
     body = f"<h1>{html.escape(title)}</h1><table>{listed}</table><p>{''.join(map(svg, drawn))}</p>"
-    for name, heading in (("held_out", "Held-out structures"), ("generated", "Generated anatomy")):
+    for name, heading in (("held_out", _headline(words.held_out)), ("generated", _headline(words.generated))):
         pairs = (verdict or {}).get(name)
         if pairs:
-            body += f"<h2>{heading}: Dice after 1, 3, 5 clicks</h2>{_table(pairs)}"
+            body += f"<h2>{heading}: Dice {words.asked}</h2>{_table(pairs)}"
     text = f'<!doctype html><meta charset="utf-8">{refresh}<title>{html.escape(title)}</title><style>{_STYLE}</style>'
     path = Path(folder) / PAGE
     part = path.with_name(f".{PAGE}.tmp")

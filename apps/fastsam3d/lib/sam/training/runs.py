@@ -1,8 +1,8 @@
-"""A whole run: plan, patches, trainings, gate, publication, report. Used by MONAI Label's trainer and by the command.
+"""A whole run: plan, training data, trainings, gate, publication, report; for every kind of model (learners.py).
 
-A run lives in `<model dir>/runs/<model>/<name>/`. It can be killed at any moment: what is finished is on disk, and the next
-run with the same cases, settings and served weights goes on with it. Several processes (torchrun) share the steps; the
-first one does the rest.
+MONAI Label's trainers and the command use it. A run lives in `<model dir>/runs/<model>/<name>/`. It can be killed at any
+moment: what is finished is on disk, and the next run with the same cases, settings and served weights goes on with it.
+Several processes (torchrun) share the steps; the first one does the rest.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from filelock import FileLock, Timeout
 
 from .. import weights
 from ..registry import model_of
-from ..segmenter import VolumeSegmenter
+from ..segmenters import Segmenter, load_segmenter
 from ..versions import Record, publish, write_candidate, write_json, write_record
 from ..weights import ResolvedWeights
 from .cases import LabelledCase, fingerprint, structures_of
-from .finetune import Finetuning, Stopped
-from .finetune_config import FinetuneConfig, config_text
-from .gate import Pair, Verdict, compare, compare_generated, judge
-from .patches import PatchSet, build
+from .finetune_config import TuningConfig, config_text
+from .gate import Pair, Verdict, judge
+from .learners import learner_of
+from .patches import PatchSet
 from .plan import Fold, plan
 from .report import write_report
+from .tuning import Stopped
 
 logger = logging.getLogger(__name__)
 
 RUNS = "runs"
 STATUS = "status.json"
 _LOCK = ".lock"
-_MASKS_KEPT = 4
+_DATA = "patches"
 
 
 class BusyError(RuntimeError):
@@ -61,7 +62,7 @@ class Run:
 
     Args:
         cases: the annotated cases. base: the weights that serve, which training starts from.
-        model_dir: the app's folder of weights. config: see FinetuneConfig.
+        model_dir: the app's folder of weights. config: see finetune_config.py.
         resume: go on with an unfinished run of the same cases, settings and weights.
         should_stop: asked between steps.
     """
@@ -71,12 +72,13 @@ class Run:
         cases: Sequence[LabelledCase],
         base: ResolvedWeights,
         model_dir: Path,
-        config: FinetuneConfig,
+        config: TuningConfig,
         device: torch.device | str = "cpu",
         resume: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.cases, self.base, self.config, self.device = list(cases), base, config, torch.device(device)
+        self.learner = learner_of(base.spec, config)
         self.model_dir, self.model = Path(model_dir), model_of(base.spec.name)
         self.home = self.model_dir / RUNS / self.model
         self.resume, self.should_stop = resume, should_stop
@@ -123,7 +125,7 @@ class Run:
         logger.info("run %s: %d cases, structures %s", self.folder.name, len(self.cases), ", ".join(structures))
         for fold in self.folds:
             logger.info("  %s: %d cases train, %d judge", fold.name, len(fold.train), len(fold.held_out))
-        served = self._segmenter(self.base)
+        served = load_segmenter(self.base, self.device)
         patches = self._patches(structures, served)
         pairs: list[Pair] = []
         for fold in self.folds:
@@ -160,20 +162,12 @@ class Run:
             raise RuntimeError("the first process made no run; start it again")
         return chosen
 
-    def _segmenter(self, resolved: ResolvedWeights) -> VolumeSegmenter:
-        network = weights.load_sam(resolved, self.device)
-        return VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, self.device)
-
-    def _patches(self, structures: Sequence[str], served: VolumeSegmenter) -> tuple[PatchSet, dict[str, int]]:
-        """All patches, and the number by which a case's files are known."""
-        c = self.config
+    def _patches(self, structures: Sequence[str], served: Segmenter) -> tuple[PatchSet, dict[str, int]]:
+        """All that is trained on, and the number by which a case's files are known."""
         trained = sorted({case.name: case for fold in self.folds for case in fold.train}.values(), key=lambda k: k.name)
         if not self.first:
             dist.barrier()
-        made = build(
-            trained, structures, self.folder / "patches", served, c.patches, c.rehearsal_cases if c.rehearsal else 0,
-            _MASKS_KEPT if c.keep else 0, c.seed, self._say,
-        )  # fmt: skip
+        made = self.learner.prepare(trained, structures, self.folder / _DATA, served, self._say)
         if self.first and dist.is_initialized():
             dist.barrier()
         return made, {case.name: number for number, case in enumerate(trained)}
@@ -181,14 +175,9 @@ class Run:
     def _train(self, fold: Fold, patches: tuple[PatchSet, dict[str, int]], structures, served) -> list[Pair]:
         """One training, its candidate file, and its comparison on the held-out cases."""
         made, numbers = patches
-        own = {numbers[case.name] for case in fold.train}
-        chosen = PatchSet(
-            tuple(p for p in made.train if int(p.name.split("-")[1]) in own),
-            tuple(p for p in made.validation if int(p.name.split("-")[1]) in own),
-            made.rehearsal,
-        )
+        chosen = made.of_cases({numbers[case.name] for case in fold.train})
         folder = self.folder / fold.name
-        training = Finetuning(
+        training = self.learner.tuning(
             self.config, folder, weights.load_sam(self.base, self.device), chosen, self.device,
             self.config.minutes * fold.share, lambda row: self._epoch(fold, row), self.should_stop,
         )  # fmt: skip
@@ -204,24 +193,23 @@ class Run:
         compared = folder / "held_out.json"
         if not compared.exists():
             self._say(f"comparing {fold.name} with the served model")
-            found = compare(
-                served, self._candidate(fold), fold.held_out, structures, self.config.gate_clicks, self._say
-            )
+            found = self.learner.compare(served, self._candidate(fold), fold.held_out, structures, self._say)
             write_json(compared, [asdict(pair) for pair in found])
         return [Pair(**pair) for pair in json.loads(compared.read_text())]
 
-    def _candidate(self, fold: Fold) -> VolumeSegmenter:
+    def _candidate(self, fold: Fold) -> Segmenter:
         path = self.folder / fold.name / "candidate.safetensors"
         version = weights.version_of((path,))
-        return self._segmenter(ResolvedWeights(self.folder.name, (path,), self.base.spec, version, "candidate"))
+        found = ResolvedWeights(self.folder.name, (path,), self.base.spec, version, "candidate")
+        return load_segmenter(found, self.device)
 
-    def _judge(self, pairs: list[Pair], served: VolumeSegmenter) -> Outcome:
+    def _judge(self, pairs: list[Pair], served: Segmenter) -> Outcome:
         """Gate, publication, history, report."""
         last, name = self.folds[-1], self.folder.name
-        self._say("comparing on generated anatomy")
+        self._say(f"comparing on {self.learner.words.generated}")
         candidate = self._candidate(last)
-        guard = compare_generated(served, candidate, self.config.guard_cases, self.config.gate_clicks)
-        verdict = judge(pairs, guard)
+        guard = self.learner.compare_generated(served, candidate)
+        verdict = judge(pairs, guard, self.learner.words)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         version = candidate.weights_version if verdict.accepted else ""
         event = "accepted" if verdict.accepted else "refused"
@@ -231,7 +219,10 @@ class Run:
         else:
             write_record(self.model_dir, self.model, record)
         write_json(self.folder / "verdict.json", verdict.as_dict())
-        page = write_report(self.folder, f"Training {name}", self._facts(verdict.reason), self.rows, verdict.as_dict())
+        page = write_report(
+            self.folder, f"Training {name}", self._facts(verdict.reason), self.rows, verdict.as_dict(),
+            words=self.learner.words,
+        )  # fmt: skip
         _drop_large(self.folder)
         self._status(event, verdict.reason)
         logger.info("%s", verdict.reason)
@@ -310,7 +301,7 @@ def _unfinished(folder: Path, key: str) -> bool:
 
 def _drop_large(folder: Path) -> None:
     """Removes what only a running training needs: patches, checkpoints, candidates."""
-    for path in [folder / "patches", *folder.glob(".*.part")]:
+    for path in [folder / _DATA, *folder.glob(".*.part")]:
         shutil.rmtree(path, ignore_errors=True)
     for pattern in ("*/checkpoint.*", "*/candidate.safetensors"):
         for path in folder.glob(pattern):
