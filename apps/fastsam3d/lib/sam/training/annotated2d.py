@@ -89,20 +89,22 @@ def cut_case(
     session, own = Resident(volume), stack_axis(volume.grid)
     places = {n + 1: box for n, box in enumerate(ndimage.find_objects(label)) if box is not None}
     order = [int(v) for v in rng.permutation(list(places))]
+    left: dict[tuple[int, int], list[int]] = {}
     seen, used = set(), 0
     for n in range(count if order else 0):
         value = order[n % len(order)]
-        axis = int(rng.choice([a for a in range(3) if a != own])) if rng.random() < other_axes else own
-        held = slices_of(label, places[value], value, axis, size)
-        if not len(held):
-            axis, held = own, slices_of(label, places[value], value, own, size)
-        if not len(held):
+        other = int(rng.choice([axis for axis in range(3) if axis != own]))
+        for axis in (other, own) if rng.random() < other_axes else (own, other):
+            if (value, axis) not in left:
+                found = slices_of(label, places[value], value, axis, size)
+                left[value, axis] = [int(index) for index in rng.permutation(found)]
+            if left[value, axis]:
+                break
+        else:
             continue
-        index = int(held[rng.integers(len(held))])
+        index = left[value, axis].pop()
         flat = slice_image(label, axis, index)
-        windows = {
-            int(v): shown_in(session, flat == v, axis, index) for v in np.unique(flat[flat > 0]) if (flat == v).any()
-        }
+        windows = {int(v): shown_in(session, flat == v, axis, index) for v in np.unique(flat[flat > 0])}
         if (axis, index, windows[value]) in seen or used + 3 * flat.size > max_bytes and len(seen) >= _FEWEST:
             continue
         seen.add((axis, index, windows[value]))

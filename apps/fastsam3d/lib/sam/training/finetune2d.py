@@ -21,7 +21,7 @@ from .prompting2d import Prompting, occupancy, prompt_rounds
 from .recipe2d import Stage
 from .tuning import Tuning, dice
 
-_VALIDATED = 12
+_VALIDATED = 8
 _VALIDATED_OBJECTS = 3
 _TIGHT = Prompting(tight_share=1.0, uniform_share=0.0)
 _TRIES = 50
