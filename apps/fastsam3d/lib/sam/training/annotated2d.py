@@ -65,6 +65,8 @@ def build(
                 kind = "train" if n < len(found) - checks else "validation"
                 write_slice(item, part / f"{kind}-{number:04d}-{n:03d}.npz")
             say(f"{len(found)} slices of {case.name} kept ({number + 1} of {len(cases)})")
+        if rehearsal:
+            say("generating slices and pictures")
         mix = Mix(cases=rehearsal, slices=_GENERATED, scans=0, pictures=rehearsal * _GENERATED)
         for n, item in enumerate(ImageBatches(seed, size, 1, 1, mix, []).block(0) if rehearsal else ()):
             write_slice(item, part / f"rehearsal-{n:04d}.npz")
