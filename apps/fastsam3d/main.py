@@ -32,6 +32,7 @@ from lib.infer_route import (
     sent_file,
 )
 from lib.infers.automatic import AutomaticInfer
+from lib.prefetch import Prefetch
 from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
 from lib.sam.volume_io import VolumeError
@@ -82,6 +83,7 @@ class FastSAM3DApp(MONAILabelApp):
         if self.app_conf.threads:
             torch.set_num_threads(self.app_conf.threads)
         self.store = SessionStore(self.app_conf.cache_bytes)
+        self.prefetch = Prefetch(self.store)
         self._last_click = 0.0
         self._lists_read = 0.0
         self._answers: deque[tuple[float, str]] = deque()
@@ -202,9 +204,13 @@ class FastSAM3DApp(MONAILabelApp):
             raise HTTPException(422, f"strategy must be a name, one of {', '.join(self._strategies)}.")
         for _ in range(_UNUSABLE_SAMPLES):
             try:
-                return super().next_sample(request)
+                found = super().next_sample(request)
             except VolumeError as error:  # the datastore does not offer it again
                 logger.warning("An image is not offered for annotation: %s", error)
+                continue
+            if found:
+                self.prefetch.offer(found["id"], found["path"])
+            return found
         return {}
 
     def on_save_label(self, image_id: str, label_id: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from tests.app.load import label_map, packed, unpacked
+from tests.app.serving import within
 from tests.app.volumes import CENTRE_IJK
 
 pytestmark = pytest.mark.e2e
@@ -38,19 +39,27 @@ def test_parallel_clicks_equal_serial_clicks(server):
     assert len(set(alone)) > 1
 
 
-def test_a_first_look_at_a_large_scan_keeps_nobody_waiting(server, tmp_path):
+def test_a_first_look_at_a_large_scan_keeps_nobody_waiting(server, studies):
     """Others are answered before it is: refinements of another scan, and what needs no model."""
     noise = np.random.default_rng(0).integers(-200, 200, (340, 340, 300), dtype=np.int16)  # hard to inflate
-    with gzip.open(tmp_path / "large.nii.gz", "wb", compresslevel=1) as file:
-        file.write(nib.Nifti1Image(noise, np.eye(4)).to_bytes())
-    with (tmp_path / "large.nii.gz").open("rb") as file:
-        sent = requests.put(f"{server.url}/session/", files={"files": ("large.nii.gz", file)}, timeout=120)
-    sent.raise_for_status()
+    file = studies / "large.nii.gz"
+    with gzip.open(studies / ".large", "wb", compresslevel=1) as content:
+        content.write(nib.Nifti1Image(noise, np.eye(4)).to_bytes())
+    (studies / ".large").rename(file)
+    try:
+        assert within(20, lambda: "large" in server.get("/datastore/?output=all").json()["objects"])
+        _first_look_comes_last(server)
+    finally:
+        file.unlink()
+        assert within(20, lambda: "large" not in server.get("/datastore/?output=all").json()["objects"])
+
+
+def _first_look_comes_last(server) -> None:
     large = {"foreground": [[170, 170, 150]], "result_extension": ".nrrd"}
     small = {"foreground": [list(CENTRE_IJK)], "result_extension": ".nrrd"}
     server.infer("case1", small, output="image").raise_for_status()
     asked = {
-        "first look": lambda: server.infer("", large, session_id=sent.json()["session_id"], output="image"),
+        "first look": lambda: server.infer("large", large, output="image"),
         "info": lambda: server.get("/info/"),
         "refinement": lambda: server.infer("case1", {**small, "background": [[3, 3, 3]]}, output="image"),
     }

@@ -71,7 +71,7 @@ def test_a_click_on_a_series(server, series, tmp_path):
 def test_the_second_click_finds_the_volume_of_the_first(client, series, server):
     first = client.infer("fastsam3d", series[1], {"foreground": [CLICK]})[1]["latencies"]
     second = client.infer("fastsam3d", series[1], {"foreground": [CLICK, [c + 2 for c in CLICK]]})[1]["latencies"]
-    assert {"read", "encode"} <= set(first)
+    assert "encode" in first  # it may have been read ahead
     assert not {"read", "encode"} & set(second)
     assert not [path for path in server.temporary.glob("*.nii.gz") if not path.name.startswith("fastsam3d-")]
 

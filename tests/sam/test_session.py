@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from lib.prefetch import Prefetch
 from lib.sam.preprocess import VolumeError, read_volume
 from lib.sam.session import SessionStore, content_identity, size_in_bytes
 
@@ -316,3 +317,34 @@ def test_a_header_with_its_own_voxels_is_known_by_itself(tmp_path):
 
 def test_sizes_of_nests():
     assert size_in_bytes({"a": np.zeros(10), "b": [torch.zeros(3), (np.zeros(2, np.uint8),)]}) == 80 + 12 + 2
+
+
+def test_an_image_is_prepared_where_there_is_room_and_nothing_is_dropped_for_it(images):
+    reader = CountingReader()
+    store = SessionStore(int(2.5 * BYTES), reader)
+    assert store.prepare("one", images[1]) is True
+    assert first_voxel(store, "one", images[1]) == 1
+    assert first_voxel(store, "two", images[2]) == 2
+    assert len(reader.reads) == 2
+    assert store.prepare("three", images[3]) is False
+    assert first_voxel(store, "one", images[1]) == 1 and first_voxel(store, "two", images[2]) == 2
+    assert len(reader.reads) == 3  # the third was given up when its header was read
+    with pytest.raises(VolumeError):
+        store.prepare("none", images[0].parent / "none.nii")
+
+
+def test_the_newest_wish_is_read_and_a_bad_one_ends_nothing(images):
+    reader = CountingReader(seconds=0.2)
+    store = SessionStore(10**9, reader)
+    prefetch = Prefetch(store)
+    prefetch.offer("none", str(images[0].parent / "none.nii"))
+    assert prefetch.wait(10)
+    prefetch.offer("zero", str(images[0]))
+    while len(reader.reads) < 1:
+        time.sleep(0.01)
+    for n in (1, 2, 3):
+        prefetch.offer(str(n), str(images[n]))
+    assert prefetch.wait(10)
+    assert reader.reads == [str(images[0]), str(images[3])]
+    assert first_voxel(store, "3", images[3]) == 3
+    assert len(reader.reads) == 2

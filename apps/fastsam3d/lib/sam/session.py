@@ -207,6 +207,25 @@ class SessionStore:
                 self._leave(session)
         raise VolumeError(f"The image {_name(path)} changed each time it was read; try again when it is complete.")
 
+    def prepare(self, image_id: str, path: str | os.PathLike) -> bool:
+        """Reads an image that is about to be asked for, if there is room for it beside everything that is kept.
+
+        Returns:
+            Whether it is resident now.
+
+        Raises:
+            VolumeError: if it is missing or unreadable.
+        """
+        session = self._enter(image_id, content_identity(path))
+        try:
+            with session._lock:
+                try:
+                    return self._load(session, path, room=lambda: self.max_bytes - self.nbytes)
+                except TooLargeError:
+                    return False
+        finally:
+            self._leave(session)
+
     def forget_values(self, session: ImageSession) -> None:
         """Drops every cached value of an open session and of all idle ones; the volumes stay.
 
@@ -219,14 +238,18 @@ class SessionStore:
                     for key in list(other._values):
                         other.forget(key)
 
-    def _load(self, session: ImageSession, path: str | os.PathLike) -> bool:
-        """Reads the volume if it is not there; False if the file changed meanwhile."""
+    def _load(self, session: ImageSession, path: str | os.PathLike, room: Callable[[], int] | None = None) -> bool:
+        """Reads the volume if it is not there; False if the file changed meanwhile.
+
+        Args:
+            room: bytes that it may take; None for what the images in use leave of the budget.
+        """
         session.read_seconds = None
         if session._volume is not None:
             return True
         begin = time.perf_counter()
         with self._reading:  # so that each read knows what the ones before it hold
-            volume = self._read_beside_others(session, path)
+            volume = self._read(path, max_bytes=room()) if room else self._read_beside_others(session, path)
             if content_identity(path) != session.identity:
                 return False
             with self._lock:

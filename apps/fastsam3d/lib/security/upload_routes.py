@@ -110,6 +110,7 @@ def create_session(
         path = _session_image(files, uncompress, Path(folder), app.app_conf.upload_bytes)
         session_id, info = sessions.add_session(str(path), expiry)
     logger.info("New session %s", session_id)
+    app.prefetch.offer(info.image, info.image)
     return {"session_id": session_id, "session_info": info.to_json()}
 
 
