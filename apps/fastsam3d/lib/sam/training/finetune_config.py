@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 Config = TypeVar("Config", bound="TuningConfig")
 
 
+# What a setting may be, where some kind of model has it.
 _RANGES = {
     "minutes": (0, 100_000), "epochs": (1, 100_000), "steps_per_epoch": (1, 100_000), "learning_rate": (0, 1),
     "batch": (1, 4096), "images": (1, 256), "objects": (1, 64), "keep": (0, 64), "cube_share": (0, 1),
@@ -31,7 +31,7 @@ class TuningConfig:
         freeze_encoder: train prompt encoder and mask decoder only, as published.
         batch: passes a step, over all processes.
         objects: annotated objects an image.
-        rehearsal: share of steps on generated images. rehearsal_cases: how many generated cases there are.
+        rehearsal: share of what is trained on that is generated. rehearsal_cases: how many generated cases there are.
         ema: decay of the averaged weights, which are validated and published.
         patience: epochs without a better validation after which training ends.
         seed: of everything.
@@ -61,11 +61,10 @@ class TuningConfig:
     guard_cases: int = 6
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            low, high = _RANGES.get(field.name, (-math.inf, math.inf))
-            if field.name in _RANGES and not low <= value <= high:
-                raise ValueError(f"{field.name} must be between {low} and {high}, got {value!r}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name, low)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
         rounds = getattr(self, "rounds", ((1, 1),))
         if not rounds or any(len(r) != 2 or not isinstance(r[0], (int, float)) for r in rounds):
             raise ValueError(f"rounds must be pairs of a share and a number of rounds, got {rounds!r}")
