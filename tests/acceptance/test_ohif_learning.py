@@ -24,7 +24,8 @@ from tests.app.serving import start, stop
 from tests.clients import demo, ohif, phantom
 from tests.needs import need
 
-MODEL, ORGAN, CASES = "fastsam3d", "right kidney", ("case1", "case2")
+MODEL, ORGAN, CASES = "fastsam3d", "vertebra", ("case1", "case2")
+CLICKS, GOOD = 5, 0.93
 
 pytestmark = [
     pytest.mark.skipif(
@@ -50,13 +51,18 @@ def world(tmp_path):
         stop(server)
 
 
-def click(viewer, series) -> np.ndarray:
-    """One click in the middle of the organ; the labelmap that the viewer then shows of it."""
-    target = series.organ(ORGAN)
-    viewer.choose(ORGAN)
-    viewer.point(next_click(np.zeros_like(target), target, None, "centre", series.spacing_mm).ijk)
-    assert viewer.run().status == 200
-    return viewer.mask(ORGAN)
+def click(viewer, series, most: int = 1) -> list[np.ndarray]:
+    """Simulated clicks on the organ until the mask is good; the labelmap that the viewer shows after each of them."""
+    target, masks, mask = series.organ(ORGAN), [], np.zeros(series.labels.shape, bool)
+    while len(masks) < most and dice(mask, target) < GOOD:
+        following = next_click(mask, target, None, "centre", series.spacing_mm)
+        viewer.choose(ORGAN if following.positive else "background")
+        viewer.point(following.ijk)
+        viewer.choose(ORGAN)
+        assert viewer.run().status == 200
+        mask = viewer.mask(ORGAN)
+        masks.append(mask)
+    return masks
 
 
 def weights(server, series) -> dict:
@@ -73,15 +79,14 @@ def test_update_model_in_ohif_publishes_weights_that_answer_the_same_click(world
         for n, series in enumerate(reversed(cases)):  # the first study is the last one to be annotated, and stays open
             viewer.open(series.study)
             viewer.connect(MODEL)
-            mask = click(viewer, series)
+            masks = click(viewer, series, CLICKS)
             viewer.export("by hand")
-            figures[f"before {n}"] = round(dice(mask, series.organ(ORGAN)), 3)
+            figures[f"before {n}"] = [round(dice(mask, series.organ(ORGAN)), 3) for mask in masks]
         assert viewer.update_model() == 200
         task = wait_for_training(server, 3000)
         viewer.clear_points()
-        after = click(viewer, cases[0])
-        viewer.connect(MODEL)  # only then does OHIF ask how the training went
-        viewer.show_training()
+        after = click(viewer, cases[0])[0]
+        viewer.wait_until_messages_are_gone()
         now = weights(server, cases[0])
         figures |= {
             "after": round(dice(after, cases[0].organ(ORGAN)), 3),
@@ -96,4 +101,4 @@ def test_update_model_in_ohif_publishes_weights_that_answer_the_same_click(world
     assert figures["stats"]["state"] == "accepted", figures
     assert now["version"] != before["version"]
     assert now["name"] == figures["stats"]["run"]
-    assert figures["after"] >= figures["before 1"] - 0.02
+    assert figures["after"] >= figures["before 1"][0]
