@@ -196,8 +196,8 @@ def test_the_ablation_gives_every_arm_the_same_steps_and_reports_what_came_out(t
     assert len(text) == 4 + len(arms)
     assert "0.500 | 0.600 | 0.700" in text[2]
     begins = [rows[0]["dice_1"] for rows in found["progressive"].values()]
-    assert f"{sum(begins) / 2:.3f} ±" in text[3]
-    assert f"{sum(ends) / 2:.3f} ±" in text[4]
+    assert f"{sum(begins) / 2:.3f} +-" in text[3]
+    assert f"{sum(ends) / 2:.3f} +-" in text[4]
     ablation.draw_curves(found, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size[0] > image.size[1] > 100

@@ -72,7 +72,7 @@ class Server:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._log = home / "server.log"
-        self._client = requests.Session()
+        self._client = _client()
         words = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
         words += ["--host", "127.0.0.1", "--port", str(port)]
         for key, value in conf.items():
@@ -112,7 +112,7 @@ class Server:
     def another_client(self) -> Server:
         """The same server for another annotator, with a connection of its own: for `click`, and not to be entered."""
         other = copy.copy(self)
-        other._client = requests.Session()
+        other._client = _client()
         return other
 
     def click(self, model: str, image: str, clicks: Sequence[tuple[Sequence[int], bool]]) -> tuple[float, bytes]:
@@ -163,3 +163,11 @@ class Server:
 
     def _log_end(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
+
+
+def _client() -> requests.Session:
+    """A client that connects anew for each request: a server closes a connection that was idle for five seconds, maybe just
+    when the next request is on its way."""
+    client = requests.Session()
+    client.headers["Connection"] = "close"
+    return client

@@ -139,7 +139,7 @@ def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, 
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
 def draw_curves(found: Mapping[str, Mapping[int, Sequence[Mapping]]], path: Path) -> None:
