@@ -9,6 +9,7 @@ Nothing here knows the phantom of sample-data, which is for demonstration and te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,10 +30,14 @@ class Case:
     inside: Tensor
 
 
-def generate(seed: int, size: int = 128, device: str = "cpu") -> Case:
-    """One case; every random choice follows from the seed."""
+def generate(seed: int, size: int = 128, device: str = "cpu", mix: Mapping[str, float] = MIX) -> Case:
+    """One case; every random choice follows from the seed.
+
+    Args:
+        mix: scene -> share; see `scenes.SCENES`.
+    """
     draw = Draw(seed, device)
-    name = list(MIX)[draw.weighted(MIX.values())]
+    name = list(mix)[draw.weighted(mix.values())]
     scene = SCENES[name](draw, size)
     image, inside = render(draw, scene)
     return Case(image, scene.label * inside, inside)

@@ -8,7 +8,7 @@ A sample is a dict of tensors, V cubes of edge s (s = S, or smaller cubes cut fr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..anatomy.fields import Draw
-from ..anatomy.generator import Case, generate
+from ..anatomy.generator import MIX, Case, generate
 from ..anatomy.rendering import render
 from ..anatomy.scenes import from_label_map
 from ..intensity import normalise
@@ -164,6 +164,7 @@ class TrainingPatches(IterableDataset):
         seed: of the stream; validation uses its own range of generator seeds.
         size: edge of the cases. intensity: see intensity.normalise. objects: targets a cube.
         scans: real scans, used for `real_share` of the patches. reuse: how often a case is varied and used.
+        mix: scenes of the generated cases.
 
     Attributes:
         edge, cubes: edge and number of the cubes of a sample; may be changed between samples (no workers).
@@ -179,9 +180,11 @@ class TrainingPatches(IterableDataset):
         scans: list[LabelledScan],
         real_share: float = 0.3,
         reuse: int = 2,
+        mix: Mapping[str, float] = MIX,
     ) -> None:
         self.seed, self.size, self.spacing_mm, self.intensity = seed, size, spacing_mm, intensity
         self.objects, self.scans, self.real_share, self.reuse = objects, scans, real_share, reuse
+        self.mix = mix
         self.edge, self.cubes = size, 1
 
     def case(self, draw: Draw) -> Case:
@@ -189,7 +192,7 @@ class TrainingPatches(IterableDataset):
         if self.scans and draw.chance(self.real_share):
             case = sample_scan(draw, draw.choice(self.scans), self.size, self.spacing_mm)
             return repaint(draw, case) if draw.chance(0.35) else case
-        return generate(draw.integer(0, 2**31), self.size)
+        return generate(draw.integer(0, 2**31), self.size, mix=self.mix)
 
     def sample(self, draw: Draw, case: Case) -> dict[str, Tensor] | None:
         """The cubes of one varied case; None when no object was found."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..anatomy.fields import Draw
-from ..anatomy.generator import generate
+from ..anatomy.generator import MIX, generate
 from ..build import Sam3D, build_sam
 from ..intensity import normalise
 from ..losses import mask_loss, surface_loss
@@ -50,7 +50,7 @@ class PretrainConfig:
             random round and the last are such); so the model learns to improve its own mask.
         stages: (until this share of the budget, edge of the cubes, cubes a step): small cubes first, because what
             convolutions and clicks must learn is local and costs an eighth there.
-        real_share, reuse: see TrainingPatches. ema: decay of the averaged weights, which are what is published.
+        real_share, reuse: see TrainingPatches. mix: (scene, share) of the generated cases. ema: decay of the averaged weights, which are what is published.
     """
 
     spec: str = "fastsam3d_compact"
@@ -68,6 +68,7 @@ class PretrainConfig:
     repeat_share: float = 0.35
     real_share: float = 0.3
     reuse: int = 2
+    mix: tuple[tuple[str, float], ...] = tuple(MIX.items())
     ema: float = 0.999
     workers: int = 0
 
@@ -215,7 +216,7 @@ class Pretraining:
         scans = load_scans(shared, read_split(split)) if shared else []
         self.data = TrainingPatches(
             config.seed + 100_003 * self.rank, self.spec.patch_size, self.spec.spacing_mm, self.spec.intensity, config.objects, scans,
-            config.real_share, config.reuse,
+            config.real_share, config.reuse, dict(config.mix),
         )  # fmt: skip
         self.running: dict[str, float] = {}
 
