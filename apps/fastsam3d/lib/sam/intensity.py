@@ -45,24 +45,26 @@ def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarr
     Returns:
         (2, S, S, S) float32.
     """
+    if inside is not None and inside.all():
+        inside = None
     sample = (x if inside is None else x[inside]).ravel()
     sample = sample[:: max(1, sample.size // 400_000)]
-    out = np.full((2, *x.shape), -1.0, dtype=np.float32)
-    if sample.size < 2:
-        return out
-    low, high = (float(v) for v in np.percentile(sample, (0.5, 99.5)))
-    if not high > low:
+    out = np.empty((2, *x.shape), dtype=np.float32)
+    low, high = (float(v) for v in np.percentile(sample, (0.5, 99.5))) if sample.size > 1 else (0.0, 0.0)
+    if not high > low and sample.size:
         low, high = float(sample.min()), float(sample.max())
     if not high > low:
+        out.fill(-1.0)
         return out
-    unit = (x - np.float32(low)) * np.float32(1.0 / (high - low))
+    unit = np.subtract(x, np.float32(low), out=out[0])
+    unit *= np.float32(1.0 / (high - low))
     np.clip(unit, 0.0, 1.0, out=unit)
     counts = np.bincount((((sample - low) / (high - low)).clip(0, 1) * (_BINS - 1)).astype(np.int64), minlength=_BINS)
     rank = ((np.cumsum(counts) - 0.5 * counts) / counts.sum() * 2 - 1).astype(np.float32)
-    index = (unit * (_BINS - 1)).astype(np.int16)
-    np.multiply(unit, 2.0, out=out[0])
-    out[0] -= 1.0
-    np.take(rank, index, out=out[1])
+    index = np.multiply(unit, np.float32(_BINS - 1), out=out[1]).astype(np.int16)
+    unit *= 2.0
+    unit -= 1.0
+    np.take(rank, index, out=out[1], mode="clip")  # without its check of every index, which all lie in range
     if inside is not None:
         out[:, ~inside] = -1.0
     return out
