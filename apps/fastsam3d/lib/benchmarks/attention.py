@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 from unittest import mock
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..sam.benchmark import alternate, eager_attention
+from ..sam.benchmark_rows import BenchRow, dtype_name
 from ..sam.device import has_bfloat16
 from ..sam.networks import attention
 from ..sam.networks.vit3d import build_attention
@@ -44,7 +44,7 @@ BACKENDS = (EAGER, *_TORCH, FLASH_ATTN)
 
 
 @dataclass(frozen=True)
-class AttentionRow:
+class AttentionRow(BenchRow):
     """One layer (projections included) with one kernel.
 
     Attributes:
@@ -54,8 +54,6 @@ class AttentionRow:
         difference: largest difference to the eager form in float32, as a share of its largest value.
     """
 
-    part: str
-    case: str
     spec: str
     form: str
     tokens: int
@@ -69,15 +67,11 @@ class AttentionRow:
     dtype: str
     device: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def line(self) -> str:
         """For the terminal."""
         return (
-            f"{self.part} {self.ms:9.2f} ms  {self.ratio:6.2f} times eager, differs by {self.difference:.1e}  "
-            f"({self.case}, {self.form}; {self.rounds} rounds, {self.threads} threads, {self.dtype}, {self.device})"
+            f"{self.part:7s} {self.ms:9.2f} ms  {self.ratio:6.2f} times eager, differs by {self.difference:.1e}  "
+            f"({self.case}, {self.form}; {self.rounds} rounds, {self.ran_with})"
         )
 
     def bars(self) -> dict[str, float]:
@@ -141,7 +135,7 @@ def _rows(
     taken = dict(zip(sides, alternate(list(sides.values()), rounds, warm_up=1)))
     taken = {backend: [ms / repeats for ms in several] for backend, several in taken.items()}
     eager = median(taken[EAGER])
-    dtype, device = str(x.dtype).removeprefix("torch."), str(x.device)
+    dtype, device = dtype_name(x.dtype), str(x.device)
     return [
         AttentionRow(
             "attention", f"{name}, {count} tokens, {backend}", name, form, count, backend, round(median(ms), 3),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ..sam.benchmark_rows import BenchRow
 from .ct import same_scan, size_text, write_scan
 from .servers import APP, OURS, Server, ServerError
 
@@ -24,7 +24,7 @@ _SAMPLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class MemoryRow:
+class MemoryRow(BenchRow):
     """Resident memory of a server's process and those below it, MB of 10**6 bytes.
 
     Attributes:
@@ -40,8 +40,6 @@ class MemoryRow:
         cache_gb: the server's budget for scans and embeddings, GiB.
     """
 
-    part: str
-    case: str
     volumes: int
     before_mb: float
     after_mb: float
@@ -64,10 +62,6 @@ class MemoryRow:
             "memory", case, volumes, round(before, 1), round(after, 1), round(peak, 1), round(growth, 1),
             round(100 * growth / before, 2), settled_after, cache_gb, threads, str(device),
         )  # fmt: skip
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
     def line(self) -> str:
         """For the terminal."""

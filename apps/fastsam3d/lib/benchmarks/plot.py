@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ..cli import UserError
+from ..sam.benchmark_rows import BenchRow
 
 _WIDTH, _LABELS, _NUMBERS, _BAR, _GAP, _MARGIN = 1100, 160, 110, 16, 8, 14
 _COLOURS = ("#1f77b4", "#d62728", "#ff9896", "#9467bd")
-
-
-class Shown(Protocol):
-    """A row: its part and case, and its figures by name, of one unit."""
-
-    part: str
-    case: str
-
-    def bars(self) -> dict[str, float]: ...
 
 
 def check_plot(path: Path) -> None:
@@ -36,7 +27,7 @@ def check_plot(path: Path) -> None:
         raise UserError(f"--plot: there is no folder {str(path.parent)!r}")
 
 
-def draw(rows: Sequence[Shown], path: Path) -> None:
+def draw(rows: Sequence[BenchRow], path: Path) -> None:
     """Writes the bars of all rows, those of a part to one scale, as a PNG."""
     bars = [(row, row.bars()) for row in rows]
     bars = [(row, values) for row, values in bars if values]

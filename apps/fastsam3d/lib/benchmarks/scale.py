@@ -7,13 +7,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
+from ..sam.benchmark_rows import BenchRow, dtype_name
 from .ct import Scan, same_scan, size_text, write_scan
 from .servers import APP, OURS, WARM_UP_SHAPE, Server, ServerError
 
@@ -27,7 +27,7 @@ _MOST_TOGETHER = 10
 
 
 @dataclass(frozen=True)
-class ScaleRow:
+class ScaleRow(BenchRow):
     """Round trips of one kind of request over HTTP.
 
     Attributes:
@@ -36,8 +36,6 @@ class ScaleRow:
         dtype: of our weights.
     """
 
-    part: str
-    case: str
     median_ms: float
     largest_ms: float
     requests: int
@@ -45,15 +43,11 @@ class ScaleRow:
     dtype: str
     device: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def line(self) -> str:
         """For the terminal."""
         return (
             f"{self.part:7s} median {self.median_ms:9.1f} ms  largest {self.largest_ms:9.1f} ms  "
-            f"({self.case}; {self.requests} requests, {self.threads} threads, {self.dtype}, {self.device})"
+            f"({self.case}; {self.requests} requests, {self.ran_with})"
         )
 
     def bars(self) -> dict[str, float]:
@@ -62,7 +56,7 @@ class ScaleRow:
 
 
 @dataclass(frozen=True)
-class TogetherRow:
+class TogetherRow(BenchRow):
     """Refinement clicks of several annotators, with and without another's first click on a large scan going on.
 
     Attributes:
@@ -76,8 +70,6 @@ class TogetherRow:
         first_clicks_ms: the median of the first clicks. loads: how many.
     """
 
-    part: str
-    case: str
     clients: int
     pause_s: float
     alone_median_ms: float
@@ -94,18 +86,13 @@ class TogetherRow:
     dtype: str
     device: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def line(self) -> str:
         """For the terminal."""
         return (
             f"{self.part:7s} alone {self.alone_median_ms:.1f} ms (largest {self.alone_largest_ms:.1f}, {self.alone_requests})  "
             f"beside a first click {self.beside_median_ms:.1f} ms (largest {self.beside_largest_ms:.1f}, "
             f"{self.beside_requests}): {self.added_median_ms:+.1f} ms, at most {self.added_largest_ms:+.1f} ms "
-            f"({self.case}; {self.loads} first clicks of {self.first_clicks_ms:.0f} ms, {self.threads} threads, "
-            f"{self.dtype}, {self.device})"
+            f"({self.case}; {self.loads} first clicks of {self.first_clicks_ms:.0f} ms, {self.ran_with})"
         )
 
     def bars(self) -> dict[str, float]:
@@ -132,18 +119,13 @@ class _Bench:
         """Milliseconds of the round trip."""
         return self.server.click(OURS, scan.name, clicks)[0]
 
+    @property
+    def last_fields(self) -> tuple[int, str, str]:
+        """Threads, dtype and device, with which rows end."""
+        return self.threads, dtype_name(self.dtype), str(self.device)
+
     def row(self, case: str, taken: Sequence[float]) -> ScaleRow:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return ScaleRow(
-            "scale",
-            case,
-            round(median(taken), 1),
-            round(max(taken), 1),
-            len(taken),
-            self.threads,
-            dtype,
-            str(self.device),
-        )
+        return ScaleRow("scale", case, round(median(taken), 1), round(max(taken), 1), len(taken), *self.last_fields)
 
 
 def measure_scale(
@@ -305,8 +287,7 @@ def _together(
     return TogetherRow(
         "scale", case, len(own) + 1, pause_s, round(quiet, 1), round(max(alone), 1), len(alone), round(busy, 1),
         round(max(beside), 1), len(beside), round(busy - quiet, 1), round(max(beside) - quiet, 1),
-        round(median(map(_ms, loads)), 1), len(loads), bench.threads, str(bench.dtype).removeprefix("torch."),
-        str(bench.device),
+        round(median(map(_ms, loads)), 1), len(loads), *bench.last_fields,
     )  # fmt: skip
 
 

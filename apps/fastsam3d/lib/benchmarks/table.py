@@ -6,7 +6,7 @@ Only times: every network but the last has random weights, which take as long as
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..sam.benchmark import PUBLISHED, alternate, attention_as_published, decode_as_published, eager_attention
+from ..sam.benchmark_rows import BenchRow
 from ..sam.build import Sam3D, build_sam
 from ..sam.networks.attention import DenseAttention, position_bias
 from ..sam.networks.layers import trilinear
@@ -30,7 +31,7 @@ _INSTALL = "pip install transformers"
 
 
 @dataclass(frozen=True)
-class TableRow:
+class TableRow(BenchRow):
     """One model's way to a mask of the cube: everything encoded, then one click.
 
     Attributes:
@@ -43,8 +44,6 @@ class TableRow:
         missing: why nothing was run; then all times are None. None otherwise.
     """
 
-    part: str
-    case: str
     encode_ms: float | None
     decode_ms: float | None
     total_ms: float | None
@@ -59,10 +58,6 @@ class TableRow:
     device: str
     missing: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def line(self) -> str:
         """For the terminal."""
         if self.missing is not None:
@@ -70,8 +65,7 @@ class TableRow:
         how = f", from {self.slices_run} of {self.slices} slices" if self.extrapolated else ""
         return (
             f"{self.part:7s} encode {self.encode_ms:10.1f} ms  decode {self.decode_ms:8.1f} ms  {self.ratio:7.4f} times  "
-            f"({self.case}{how}; {self.parameters:.1f} M parameters, {self.rounds} rounds, {self.threads} threads, "
-            f"{self.dtype}, {self.device})"
+            f"({self.case}{how}; {self.parameters:.1f} M parameters, {self.rounds} rounds, {self.ran_with})"
         )
 
     def bars(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .benchmark_rows import BenchRow, dtype_name
 from .build import Sam3D, build_sam
 from .intensity import normalise
 from .metrics import dice
@@ -34,7 +35,7 @@ _CLICKS = ((0.5, 0.5, 0.5, POSITIVE), (0.8, 0.5, 0.4, NEGATIVE), (0.55, 0.42, 0.
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(BenchRow):
     """One comparison; the medians of both sides, taken alternately.
 
     Attributes:
@@ -50,8 +51,6 @@ class Row:
             otherwise.
     """
 
-    part: str
-    case: str
     ours_ms: float
     reference_ms: float
     ratio: float
@@ -70,19 +69,19 @@ class Row:
         ours, reference = median(ours_ms), median(reference_ms)
         return cls(
             part, case, round(ours, 3), round(reference, 3), round(reference / ours, 2), len(ours_ms), threads,
-            str(dtype).removeprefix("torch."), str(device), None if dice is None else round(dice, 4),
+            dtype_name(dtype), str(device), None if dice is None else round(dice, 4),
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "dice" or value is not None}
+        return {key: value for key, value in super().as_dict().items() if key != "dice" or value is not None}
 
     def line(self) -> str:
         """For the terminal."""
         overlap = "" if self.dice is None else f", Dice {self.dice:.4f}"
         return (
             f"{self.part:7s} ours {self.ours_ms:9.1f} ms  reference {self.reference_ms:9.1f} ms  {self.ratio:6.1f} times  "
-            f"({self.case}; {self.rounds} rounds, {self.threads} threads, {self.dtype}, {self.device}{overlap})"
+            f"({self.case}; {self.rounds} rounds, {self.ran_with}{overlap})"
         )
 
     def bars(self) -> dict[str, float]:
