@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from ..sam.benchmark import Row
 from ..sam.evaluate import dice
 from . import WAYS_BACK
 from .ct import Scan, size_text, write_scan
-from .servers import APP, OURS, WARM_UP_SHAPE, Server
+from .servers import APP, OURS, WARM_UP_SHAPE, Server, studies_folder
 
 REFINEMENTS = 2
 """Clicks after the first one on each scan; each request holds all clicks so far, as viewers send them."""
@@ -58,17 +57,16 @@ def measure_click(
         ServerError: a server does not start or answers with an error.
     """
     conf = {"threads": str(threads), "device": device.type} | ({"weights": weights} if weights else {})
-    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder, ExitStack() as stack:
-        studies = Path(folder) / "studies"
-        studies.mkdir()
+    with studies_folder() as studies, ExitStack() as stack:
         scans = [write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, 1 + REFINEMENTS, 0)]
         for n in range(rounds):
             scans.append(write_scan(studies / f"scan{n}.nii.gz", shape, 1 + REFINEMENTS, n + 1))
         megabytes = scans[-1].path.stat().st_size / 1e6
         say(f"{rounds} scans of {size_text(shape)} int16, {megabytes:.0f} MB each as .nii.gz")
-        stock_app = shutil.copytree(_STOCK_APP, Path(folder) / "stock_app")  # MONAI Label writes into an app's folder
-        ours = stack.enter_context(Server(APP, studies, Path(folder) / "ours", {"models": OURS, **conf}, threads))
-        stock = stack.enter_context(Server(stock_app, studies, Path(folder) / "stock", conf, threads, [APP]))
+        home = studies.parent
+        stock_app = shutil.copytree(_STOCK_APP, home / "stock_app")  # MONAI Label writes into an app's folder
+        ours = stack.enter_context(Server(APP, studies, home / "ours", {"models": OURS, **conf}, threads))
+        stock = stack.enter_context(Server(stock_app, studies, home / "stock", conf, threads, [APP]))
         for server in (ours, stock):
             server.wait()
         sides = {OURS: ours} | {f"stock_{way}": stock for way in WAYS_BACK}

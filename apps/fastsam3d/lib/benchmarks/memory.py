@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..sam.benchmark_rows import BenchRow
 from .ct import same_scan, size_text, write_scan
-from .servers import APP, OURS, Server, ServerError
+from .servers import OURS, Server, ServerError, our_server, studies_folder
 
 SETTLED = 20
 """Volumes after which the cache is full and memory should grow no more; a tenth of all where those are fewer than 200."""
@@ -102,16 +100,12 @@ def measure_memory(
         ServerError: the server does not start or answers with an error.
     """
     settled = min(SETTLED, max(1, volumes // 10))
-    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
-        studies = Path(folder) / "studies"
-        studies.mkdir()
+    with studies_folder() as studies:
         large = write_scan(studies / "large.nii.gz", shape, 1, 1)
         different = min(_DIFFERENT, volumes)
         scans = [write_scan(studies / f"scan{n}.nii.gz", volume_shape, 1, n + 2) for n in range(different)]
         scans += [same_scan(scans[n % different], studies / f"scan{n}.nii.gz") for n in range(different, volumes)]
-        conf = {"models": OURS, **conf, "cache_gb": f"{cache_gb:g}"}
-        with Server(APP, studies, Path(folder) / "home", conf, threads) as server:
-            server.wait()
+        with our_server(studies, conf | {"cache_gb": f"{cache_gb:g}"}, threads) as server:
             start = server.resident_mb()
             with _Peak(server) as peak:
                 server.click(OURS, large.name, large.clicks)

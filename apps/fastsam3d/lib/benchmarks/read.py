@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from ..sam.benchmark import Row
 from .ct import size_text, write_scan
-from .servers import APP, OURS, WARM_UP_SHAPE, Server
+from .servers import OURS, WARM_UP_SHAPE, our_server, studies_folder
 
 
 def measure_read(
@@ -41,15 +40,12 @@ def measure_read(
     Raises:
         ServerError: the server does not start or answers with an error.
     """
-    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
-        studies = Path(folder) / "studies"
-        studies.mkdir()
+    with studies_folder() as studies:
         warm_up = write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, 1, 0)
         scans = [write_scan(studies / f"scan{n}.nii.gz", shape, 1, n + 1) for n in range(rounds)]
         ours: list[float] = []
         reference: list[float] = []
-        with Server(APP, studies, Path(folder) / "home", {"models": OURS, **conf}, threads) as server:
-            server.wait()
+        with our_server(studies, conf, threads) as server:
             server.click(OURS, warm_up.name, warm_up.clicks)
             for n, scan in enumerate(scans):
                 sides = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import torch
 
 from ..sam.benchmark_rows import BenchRow, dtype_name
 from .ct import Scan, same_scan, size_text, write_scan
-from .servers import APP, OURS, WARM_UP_SHAPE, Server, ServerError
+from .servers import OURS, WARM_UP_SHAPE, Server, ServerError, our_server, studies_folder
 
 SIZES = ((128, 128, 128), (256, 256, 150), (512, 512, 300))
 COUNTS = (1, 5, 20, 100)
@@ -156,9 +155,7 @@ def measure_scale(
         ServerError: the server does not start or answers with an error.
     """
     ordered = sorted(sizes, key=lambda shape: shape[0] * shape[1] * shape[2])
-    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
-        studies = Path(folder) / "studies"
-        studies.mkdir()
+    with studies_folder() as studies:
         warm_up = write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, 3, 0)
         by_size = {
             shape: _links(studies, shape, rounds, 1 + _REFINEMENTS, f"size{n}") for n, shape in enumerate(ordered)
@@ -167,8 +164,7 @@ def measure_scale(
         replayed = _links(studies, ordered[len(ordered) // 2], rounds * (len(counts) + 1), most + 2, "clicks")
         own = [write_scan(studies / f"own{n}.nii.gz", ordered[0], 150, 100 + n) for n in range(clients - 1)]
         opened = _links(studies, ordered[-1], rounds, 1, "opened")
-        with Server(APP, studies, Path(folder) / "home", {"models": OURS, **conf}, threads) as server:
-            server.wait()
+        with our_server(studies, conf, threads) as server:
             bench = _Bench(server, studies, threads, dtype, device)
             for count in range(1, len(warm_up.clicks) + 1):
                 bench.ask(warm_up, warm_up.clicks[:count])

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -163,6 +165,27 @@ class Server:
 
     def _log_end(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
+
+
+@contextmanager
+def studies_folder() -> Iterator[Path]:
+    """A new folder for scans; it and what lies beside it are deleted with the block."""
+    with tempfile.TemporaryDirectory(prefix="fastsam3d-benchmark-") as folder:
+        studies = Path(folder) / "studies"
+        studies.mkdir()
+        yield studies
+
+
+@contextmanager
+def our_server(studies: Path, conf: Mapping[str, str], threads: int) -> Iterator[Server]:
+    """This app's server on a folder of `studies_folder`, ready, with the default model.
+
+    Raises:
+        ServerError: it does not start.
+    """
+    with Server(APP, studies, studies.parent / "home", {"models": OURS, **conf}, threads) as server:
+        server.wait()
+        yield server
 
 
 def _client() -> requests.Session:

@@ -27,6 +27,7 @@ from ..sam.zoo import get_spec
 CUBE = 128
 TEACHER = "sam_med3d"
 _SAM_PIXELS = 1024
+_SAM_2D_CASE = f"SAM ViT-B, {_SAM_PIXELS}x{_SAM_PIXELS}, slice by slice, random weights"
 _INSTALL = "pip install transformers"
 
 
@@ -116,13 +117,11 @@ def measure_table(
     sides: list[_Side] = []
     rows: list[TableRow] = []
     slices, problem = _sam_2d(cube, min(samples, cube), device)
-    name = f"SAM ViT-B, {_SAM_PIXELS}x{_SAM_PIXELS}, slice by slice, random weights"
     if slices is None:
-        rows.append(
-            TableRow(
-                "table", name, None, None, None, None, 0.0, cube, 0, False, 0, threads, "float32", str(device), problem
-            )
-        )
+        nothing = TableRow(
+            "table", _SAM_2D_CASE, None, None, None, None, 0.0, cube, 0, False, 0, threads, "float32", str(device), problem,
+        )  # fmt: skip
+        rows.append(nothing)
     else:
         sides.append(slices)
     teacher = resized(get_spec(TEACHER), cube)
@@ -247,7 +246,7 @@ def _sam_2d(cube: int, samples: int, device: torch.device) -> tuple[_Side | None
         return masks
 
     side = _Side(
-        f"SAM ViT-B, {_SAM_PIXELS}x{_SAM_PIXELS}, slice by slice, random weights",
+        _SAM_2D_CASE,
         lambda: [model.get_image_embeddings(image[None]) for image in pixels],
         decode,
         _parameters(model),
