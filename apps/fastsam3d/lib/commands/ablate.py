@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..cli import UserError, emit
 from .distill import read_teacher
+from .training import add_machine, begin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patches", type=int, default=50, help="of an epoch, 13 MB each (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=10, help="that are measured on (default: %(default)s)")
     parser.add_argument("--marks", type=int, default=5, help="measurements during a run (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_machine(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,8 +34,6 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError, ValueError, OSError: with what to put right.
     """
-    import torch
-
     from ..sam.checkpoint_files import file_sha256
     from ..sam.device import choose_device
     from ..sam.training import ablation
@@ -43,9 +41,7 @@ def main(args: argparse.Namespace) -> int:
     from ..sam.training.pool import PatchPool
     from ..sam.training.pretrain import dice_per_click, validation_cases
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    begin(args.threads)
     known = {arm.name: arm for arm in ablation.ARMS}
     unknown = [name for name in args.arms or () if name not in known]
     if unknown:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 from ..cli import UserError, emit
+from .training import add_machine, begin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="progressive", help="progressive, fitnets or output (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="of all phases together (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_machine(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -41,9 +40,7 @@ def main(args: argparse.Namespace) -> int:
     from ..sam.training.distill import Distillation, DistillConfig
     from ..sam.zoo import SPECS, get_spec
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    begin(args.threads)
     if args.spec not in SPECS:
         raise UserError(f"--spec takes {', '.join(SPECS)}, got {args.spec!r}")
     config = DistillConfig(spec=args.spec, mode=args.mode, steps=args.steps, seed=args.seed)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import UserError, emit
 from ..conf import MODEL_DIR
+from .training import add_machine, begin, join_processes
 
 if TYPE_CHECKING:
     from ..sam.training.finetune_config import TuningConfig
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any other setting, see lib/sam/training/finetune_config.py",
     )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads of each process")
+    add_machine(parser, threads="CPU threads of each process")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -61,16 +60,12 @@ def main(args: argparse.Namespace) -> int:
     from ..sam.training.learners import config_type
     from ..sam.training.runs import BusyError, Run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    begin(args.threads)
     device = choose_device(args.device)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1:  # started by torchrun
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    processes = join_processes(device.type == "cuda")
+    if processes > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     base = weights.resolve(args.model, args.model_dir, configured=args.init)
     settings = config_type(base.spec)
     config = settings.of({"batch": processes} | _settings(args, settings))

@@ -9,20 +9,17 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 
 from ..cli import emit
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+from .training import CPU_OR_CUDA, add_machine, add_recipe, add_scans, begin, join_processes, read_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--recipe", default="fastsam3d_compact", help="name in lib/recipes, or a JSON file")
+    add_recipe(parser, "fastsam3d_compact")
     parser.add_argument("--out", required=True, type=Path, help="folder of the run; an existing run is resumed")
-    parser.add_argument("--scans", type=Path, help="folder of real scans named in the split (none: generated only)")
-    parser.add_argument("--split", type=Path, default=RECIPES / "split.json", help="which scans may train")
+    add_scans(parser)
     parser.add_argument(
         "--init",
         help="what a new run begins with: the checkpoint of another run (its averaged weights), or weights by their "
@@ -34,27 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --init: parts that keep fresh values, such as image_encoder.blocks,image_encoder.neck",
     )
     parser.add_argument("--minutes", type=float, help="time budget instead of the recipe's")
-    parser.add_argument("--device", default=None, help="cpu or cuda (default: what is there)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the training process")
+    add_machine(parser, CPU_OR_CUDA, "CPU threads of the training process")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it; prints the last validation as JSON."""
     import torch
 
+    from ..sam.device import choose_device
     from ..sam.training.pretrain import PretrainConfig, Pretraining
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    recipe = Path(args.recipe)
-    config = PretrainConfig.read(recipe if recipe.suffix == ".json" else RECIPES / f"{args.recipe}.json")
+    begin(args.threads)
+    config = read_recipe(PretrainConfig, args.recipe)
     if args.minutes:
         config = dataclasses.replace(config, minutes=args.minutes)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:  # started by torchrun
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run = Pretraining(config, args.out, args.scans, args.split, device)
+    join_processes(torch.cuda.is_available())
+    run = Pretraining(config, args.out, args.scans, args.split, choose_device(args.device))
     if args.init and not run.checkpoint.exists():
         fresh = _begin(run, args.init, tuple(filter(None, args.fresh.split(","))))
         logging.info(

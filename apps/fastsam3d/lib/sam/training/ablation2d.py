@@ -7,6 +7,8 @@ import json
 import statistics
 from pathlib import Path
 
+import torch
+
 from .data import LabelledScan
 from .folders2d import OwnSlices
 from .pretrain2d import Training2d
@@ -28,7 +30,7 @@ def ablation(
     folder: Path,
     minutes: float,
     seeds: list[int],
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     scans: list[LabelledScan] | None = None,
     own: OwnSlices | None = None,
 ) -> dict[str, list[float]]:

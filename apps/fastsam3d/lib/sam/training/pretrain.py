@@ -201,7 +201,9 @@ def _dice(found: Tensor, truth: Tensor) -> Tensor:
 class Pretraining:
     """State of one run in `folder`: model, averaged model, optimizer, clock. `run()` trains until the budget is used."""
 
-    def __init__(self, config: PretrainConfig, folder: Path, shared: Path | None, split: Path, device: str) -> None:
+    def __init__(
+        self, config: PretrainConfig, folder: Path, shared: Path | None, split: Path, device: torch.device | str
+    ) -> None:
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)

@@ -110,7 +110,7 @@ class Training2d:
         recipe: Recipe2d,
         stage: str,
         folder: Path,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         scans: list[LabelledScan] | None = None,
         own: OwnSlices | None = None,
         from_scratch: bool = False,
