@@ -24,7 +24,18 @@ from ..anatomy.fields import Draw
 from ..build import Sam3D
 from ..device import has_bfloat16
 from .data import TrainingPatches, occupancy
-from .loop import cosine_rate, decay_groups, follow, save_atomic
+from .loop import (
+    average_decay,
+    cosine_rate,
+    decay_groups,
+    follow,
+    read_checkpoint,
+    restore,
+    save_atomic,
+    set_rate,
+    states,
+    step_if_finite,
+)
 from .pool import PatchPool
 from .pretrain import rounds_loss, unroll
 
@@ -208,19 +219,16 @@ class Distillation:
         """Writes the checkpoint."""
         state = {
             "config": json.dumps(asdict(self.config)), "step": self.step, "rows": json.dumps(self.rows),
-            "model": self.student.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **states(model=self.student, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
         save_atomic(state, self.checkpoint)
 
     def resume(self) -> bool:
         """Loads the checkpoint if there is one."""
-        if not self.checkpoint.exists():
+        state = read_checkpoint(self.checkpoint, self.device)
+        if state is None:
             return False
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.student.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(state, model=self.student, average=self.average, optimizer=self.optimizer)
         self.step, self.rows = state["step"], json.loads(state["rows"])
         return True
 
@@ -257,8 +265,7 @@ class Distillation:
     def _train_step(self, engine: Engine, batch: dict[str, Tensor]) -> float:
         c, phase = self.config, self.phase()
         used = (self.step - phase.begin) / max(1, phase.end - phase.begin)
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(c.learning_rate, self.step - phase.begin, c.warmup_steps, used)
+        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step - phase.begin, c.warmup_steps, used))
         self._free(phase)
         image = batch["image"].to(self.device).float()
         torch.manual_seed(c.seed * 1_000_003 + self.step)
@@ -269,10 +276,8 @@ class Distillation:
                 loss = compare(self.student, self.teacher, image, phase, stages)["total"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            follow(self.average, self.student, min(c.ema, (1 + self.step) / (10 + self.step)))
+        if step_if_finite(self.optimizer, self.student.parameters(), c.clip):
+            follow(self.average, self.student, average_decay(c.ema, self.step))
         self.step += 1
         return loss.item()
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 Config = TypeVar("Config")
 
@@ -71,9 +72,39 @@ def save_atomic(state: dict, path: Path) -> None:
         raise
 
 
+def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any] | None:
+    """What `save_atomic` wrote, on the device; None where there is no such file."""
+    return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+
+
+def states(**parts: nn.Module | Optimizer) -> dict[str, dict[str, Any]]:
+    """The states of networks and optimizers by name, for a checkpoint."""
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def restore(state: Mapping[str, Any], **parts: nn.Module | Optimizer) -> None:
+    """Gives networks and optimizers back what `states` took of them."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+
+
 def cosine_rate(peak: float, step: int, warmup_steps: int, progress: float) -> float:
     """Learning rate: linear warm-up by steps, times a cosine from 1 to 0 over `progress` in [0, 1]."""
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """One learning rate for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step_if_finite(optimizer: Optimizer, parameters: Iterable[nn.Parameter], clip: float) -> bool:
+    """Clips the gradients' norm and steps; does not step, and returns False, where the norm is not finite."""
+    finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip)))
+    if finite:
+        optimizer.step()
+    return finite
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -111,6 +142,11 @@ def mean_over_processes(tensors: Sequence[Tensor], clock: float) -> float:
         tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
         start += tensor.numel()
     return float(flat[-1])
+
+
+def average_decay(ema: float, step: int) -> float:
+    """Decay of averaged weights at a step: less at first, so that they forget the weights of the beginning."""
+    return min(ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()

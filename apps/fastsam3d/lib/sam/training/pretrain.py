@@ -28,7 +28,22 @@ from ..losses import mask_loss, surface_loss
 from ..spec import SamSpec
 from ..zoo import get_spec
 from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
-from .loop import config_from, cosine_rate, decay_groups, follow, mean_over_processes, processes, read_json, save_atomic
+from .loop import (
+    average_decay,
+    config_from,
+    cosine_rate,
+    decay_groups,
+    follow,
+    mean_over_processes,
+    processes,
+    read_checkpoint,
+    read_json,
+    restore,
+    save_atomic,
+    set_rate,
+    states,
+    step_if_finite,
+)
 from .prompting import boxes, error_clicks
 
 logger = logging.getLogger(__name__)
@@ -235,8 +250,7 @@ class Pretraining:
         """Write the checkpoint; a killed process loses at most the time since the last one."""
         state = {
             "config": json.dumps(asdict(self.config)), "step": self.step, "seconds": self.elapsed(),
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **states(model=self.model, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
         save_atomic(state, self.checkpoint)
 
@@ -271,12 +285,10 @@ class Pretraining:
 
     def resume(self) -> bool:
         """Load the checkpoint if there is one."""
-        if not self.checkpoint.exists():
+        state = read_checkpoint(self.checkpoint, self.device)
+        if state is None:
             return False
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
         self.data.seed += self.step  # other patches than before the interruption
         return True
@@ -285,8 +297,7 @@ class Pretraining:
         """Warm-up by steps, then cosine by elapsed time (the processes' common clock)."""
         c = self.config
         rate = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.clock / (60 * c.minutes))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
 
     def set_stage(self) -> None:
         """Cubes of the coming samples, by the share of the budget that is used."""
@@ -320,10 +331,8 @@ class Pretraining:
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         self.share_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            follow(self.average, self.model, min(c.ema, (1 + self.step) / (10 + self.step)))
+        if step_if_finite(self.optimizer, self.model.parameters(), c.clip):
+            follow(self.average, self.model, average_decay(c.ema, self.step))
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1

@@ -32,7 +32,20 @@ from ..zoo import get_spec2d
 from .data import LabelledScan
 from .data2d import ImageBatches, Mix
 from .folders2d import OwnSlices
-from .loop import cosine_rate, decay_groups, follow, mean_over_processes, processes, save_atomic
+from .loop import (
+    average_decay,
+    cosine_rate,
+    decay_groups,
+    follow,
+    mean_over_processes,
+    processes,
+    read_checkpoint,
+    restore,
+    save_atomic,
+    set_rate,
+    states,
+    step_if_finite,
+)
 from .prompting2d import Prompting, occupancy, prompt_rounds, unroll
 from .recipe2d import Recipe2d, Stage
 
@@ -176,18 +189,16 @@ class Training2d:
         """What a checkpoint holds."""
         return {
             "config": json.dumps({"spec": self.spec.name, "stage": self.stage, "recipe": asdict(self.recipe)}),
-            "step": self.step, "seconds": self.elapsed(), "best": self.best, "model": self.model.state_dict(),
-            "average": self.average.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "seconds": self.elapsed(), "best": self.best,
+            **states(model=self.model, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
 
     def resume(self) -> bool:
         """Load the checkpoint if there is one; images and prompts go on where they were."""
-        if not self.checkpoint.exists():
+        state = read_checkpoint(self.checkpoint, self.device)
+        if state is None:
             return False
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         return True
 
@@ -256,13 +267,9 @@ class Training2d:
         """One optimiser step."""
         c = self.config
         terms = self.gradients(batches)
-        rate = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, c.clip or float("inf"))
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            follow(self.average, self.model, min(c.ema, (1 + self.step) / (10 + self.step)))
+        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.progress()))
+        if step_if_finite(self.optimizer, self.trained, c.clip or float("inf")):
+            follow(self.average, self.model, average_decay(c.ema, self.step))
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1

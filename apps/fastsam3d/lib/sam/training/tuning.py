@@ -26,7 +26,19 @@ from ..anatomy.fields import Draw
 from ..build import Sam2D, Sam3D
 from ..device import has_bfloat16
 from .finetune_config import TuningConfig
-from .loop import cosine_rate, decay_groups, mean_over_processes, processes, save_atomic
+from .loop import (
+    average_decay,
+    cosine_rate,
+    decay_groups,
+    mean_over_processes,
+    processes,
+    read_checkpoint,
+    restore,
+    save_atomic,
+    set_rate,
+    states,
+    step_if_finite,
+)
 from .patches import PatchSet
 
 logger = logging.getLogger(__name__)
@@ -116,20 +128,18 @@ class Tuning:
             return
         state = {
             "step": self.step, "seconds": self._elapsed(), "rows": json.dumps(self.rows), "done": self.done,
-            "known": self.known,
-            "model": self.model.state_dict(), "average": self.average, "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
+            "known": self.known, "average": self.average, "best": self.best,
+            **states(model=self.model, optimizer=self.optimizer),
         }  # fmt: skip
         save_atomic(state, self.checkpoint)
 
     def resume(self) -> bool:
         """Loads the checkpoint if there is one."""
-        if not self.checkpoint.exists():
+        state = read_checkpoint(self.checkpoint, self.device)
+        if state is None:
             return False
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        restore(state, model=self.model, optimizer=self.optimizer)
         self.average, self.best = state["average"], state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
         self.rows, self.known = json.loads(state["rows"]), state["known"]
         return True
@@ -211,8 +221,7 @@ class Tuning:
         if self.should_stop():
             raise Stopped(f"stopped after {len(self.rows)} epochs")
         c = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress())
+        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress()))
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for index in range(self.rank, c.batch, self.world):
@@ -222,10 +231,8 @@ class Tuning:
         loss = self._share(loss)
         if not math.isfinite(loss):
             raise ValueError(f"the loss became {loss} at step {self.step}; lower learning_rate ({c.learning_rate})")
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], c.clip)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-        decay = min(c.ema, (1 + self.step) / (10 + self.step))
+        step_if_finite(self.optimizer, [p for p in self.model.parameters() if p.requires_grad], c.clip)
+        decay = average_decay(c.ema, self.step)
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 if value.is_floating_point():
