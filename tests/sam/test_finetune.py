@@ -11,9 +11,10 @@ import pytest
 import torch
 from lib.sam.anatomy.fields import Draw
 from lib.sam.build import build_sam
-from lib.sam.training.finetune import Finetuning, Stopped
+from lib.sam.training.finetune import Finetuning
 from lib.sam.training.finetune_config import FinetuneConfig
 from lib.sam.training.patches import Patch, PatchSet, cut, varied
+from lib.sam.training.tuning import Stopped
 from lib.sam.zoo import get_spec
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from .export_graphs import Graph
+from .metrics import dice
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, PADDING, POSITIVE
 from .spec import Sam2dSpec, SamSpec
 
@@ -177,9 +178,7 @@ def compare(
             ]
             before = [answer["logits"] for answer in answers]
         masks = [answer["mask_logits"] > 0 for answer in answers]
-        total = sum(int(mask.sum()) for mask in masks)
-        dice = 2 * int((masks[0] & masks[1]).sum()) / total if total else 1.0
-        steps.append(Disagreement(name, _differences(*answers), dice, float(masks[0].mean())))
+        steps.append(Disagreement(name, _differences(*answers), dice(*masks), float(masks[0].mean())))
     return steps
 
 

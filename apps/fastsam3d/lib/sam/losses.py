@@ -14,6 +14,12 @@ def hard_iou(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(union > 0, (pred & true).sum(1) / union.clamp_min(1), torch.ones_like(union, dtype=torch.float))
 
 
+def hard_dice(pred: Tensor, target: Tensor) -> Tensor:
+    """Dice of masks; (B, ...) bool each -> (B,), 0 where both are empty."""
+    pred, target = pred.flatten(1), target.flatten(1)
+    return 2 * (pred & target).sum(1) / (pred.sum(1) + target.sum(1)).clamp_min(1)
+
+
 def soft_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """1 - Dice with squared denominators, as published; (B, n) each -> (B,)."""
     p, t = probability, target

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..anatomy.fields import Draw
+from ..losses import hard_dice
 from .data import occupancy, pick_targets
 from .finetune_config import FinetuneConfig
 from .patches import Patch, cut, in_halves, varied
 from .pretrain import rounds_loss, unroll
-from .tuning import Stopped, Tuning, dice
-
-__all__ = ["Finetuning", "Stopped"]
+from .tuning import Tuning
 
 _VALIDATED = 6
 _VALIDATION_CLICKS = 3
@@ -75,7 +74,7 @@ class Finetuning(Tuning):
                 cells = occupancy(target[None].to(self.device).float() / 64, 2)
                 outs, _ = unroll(self.model, image, cells, _VALIDATION_CLICKS, False, True, 0.0)
             truth = cells[0, :, None] > 0.5
-            scores = torch.stack([dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
+            scores = torch.stack([hard_dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()
             (learned if n < len(self.patches.validation[:_VALIDATED]) else known).extend(scores[:count])
             known += scores[count:]
         return learned, known

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..anatomy.fields import Draw
+from ..losses import hard_dice
 from .annotated2d import read_slice
 from .data2d import sample, vary
 from .finetune_config import Finetune2dConfig
 from .pretrain2d import prompt_loss
 from .prompting2d import Prompting, occupancy, prompt_rounds
 from .recipe2d import Stage
-from .tuning import Tuning, dice
+from .tuning import Tuning
 
 _VALIDATED = 8
 _VALIDATED_OBJECTS = 3
@@ -88,7 +89,7 @@ class Finetuning2d(Tuning):
                 embedding = self.model.encode(image).expand(len(truth), -1, -1, -1)
                 outs = prompt_rounds(self.model, embedding, truth, _TIGHT, 2)
             cells = occupancy(truth, self.model.spec.mask_size) > 0.5
-            scores = torch.stack([dice(logits > 0, cells) for logits, _ in outs]).mean(0).tolist()
+            scores = torch.stack([hard_dice(logits > 0, cells) for logits, _ in outs]).mean(0).tolist()
             (learned if n < len(annotated) else known).extend(scores)
         return learned, known
 

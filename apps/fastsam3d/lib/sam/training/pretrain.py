@@ -24,7 +24,7 @@ from ..anatomy.fields import Draw
 from ..anatomy.generator import MIX, generate
 from ..build import Sam3D, build_sam
 from ..intensity import normalise
-from ..losses import mask_loss, surface_loss
+from ..losses import hard_dice, mask_loss, surface_loss
 from ..spec import SamSpec
 from ..zoo import get_spec
 from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
@@ -202,15 +202,10 @@ def dice_per_click(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             outs, _ = unroll(model, image, target.to(device), clicks, False, True, 0.0)
         truth = target.to(device)[0, :, None] > 0.5
-        rows.append(torch.stack([_dice(x > 0, truth) for x, _ in outs]))
+        rows.append(torch.stack([hard_dice(x > 0, truth) for x, _ in outs]))
     torch.set_rng_state(torch_state)
     mean = torch.cat(rows, dim=1).mean(1)
     return {f"dice_{n}": round(float(mean[n - 1]), 4) for n in (1, 3, clicks)}
-
-
-def _dice(found: Tensor, truth: Tensor) -> Tensor:
-    both, sizes = (found & truth).flatten(1).sum(1), found.flatten(1).sum(1) + truth.flatten(1).sum(1)
-    return 2 * both / sizes.clamp_min(1)
 
 
 class Pretraining:

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from ..build import Sam2D, build_sam2d
-from ..losses import embedding_divergence, mask_loss
+from ..losses import embedding_divergence, hard_dice, mask_loss
 from ..zoo import get_spec2d
 from .data import LabelledScan
 from .data2d import ImageBatches, Mix
@@ -298,8 +298,7 @@ class Training2d:
                 embedding = self.average.encode(image).repeat_interleave(batch["target"].shape[1], 0)
                 truth = batch["target"].to(self.device).flatten(0, 1)[:, None]
                 logits, _ = prompt_rounds(self.average, embedding, truth, tight, 1)[0]
-            pred, true = (logits > 0).flatten(1), (occupancy(truth, logits.shape[-1]) > 0.5).flatten(1)
-            values.append(2 * (pred & true).sum(1) / (pred.sum(1) + true.sum(1)).clamp_min(1))
+            values.append(hard_dice(logits > 0, occupancy(truth, logits.shape[-1]) > 0.5))
         torch.set_rng_state(kept)
         mean = round(float(torch.cat(values).mean()), 4)
         return {"divergence": mean, "score": -mean} if self.teacher is not None else {"dice_box": mean, "score": mean}

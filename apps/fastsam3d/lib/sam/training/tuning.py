@@ -302,9 +302,3 @@ class Tuning:
     def set_aside(self) -> tuple[Path, ...]:
         """The generated cases that only validation sees: a quarter of them."""
         return self.patches.rehearsal[len(self.patches.rehearsal) - len(self.patches.rehearsal) // 4 :]
-
-
-def dice(pred: Tensor, truth: Tensor) -> Tensor:
-    """(B, ...) bool, (B, ...) bool -> (B,)."""
-    pred, truth = pred.flatten(1), truth.flatten(1)
-    return 2 * (pred & truth).sum(1) / (pred.sum(1) + truth.sum(1)).clamp_min(1)
