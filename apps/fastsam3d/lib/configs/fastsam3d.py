@@ -7,7 +7,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ..infers.interactive import InteractiveInfer
-from ..trainers.finetune import FinetuneTask
+from ..trainers.finetune import trainer_of
 
 
 class FastSAM3D(TaskConfig):
@@ -26,11 +26,4 @@ class FastSAM3D(TaskConfig):
         )
 
     def trainer(self) -> TrainTask:
-        app_conf = self.kwargs["app_conf"]
-        return FinetuneTask(
-            model=self.name,
-            model_dir=self.model_dir,
-            labels=app_conf.labels,
-            weights_choice=app_conf.weights.get(self.name),
-            device=app_conf.device,
-        )
+        return trainer_of(self)

@@ -126,7 +126,12 @@ class FinetuneTask(TrainTask):
 
 
 def slice_trainer(config: TaskConfig) -> FinetuneTask:
-    """The trainer of a config of a model for slices, from what the app gave it; those that share weights share it."""
+    """The trainer of a config of a model for slices; those that share weights share it."""
+    return trainer_of(config, Finetune2dConfig, "boxes and clicks in slices")
+
+
+def trainer_of(config: TaskConfig, settings: type[TuningConfig] = FinetuneConfig, what: str = "clicks") -> FinetuneTask:
+    """The trainer of a config, from what the app gave it; see FinetuneTask."""
     app_conf = config.kwargs["app_conf"]
     return FinetuneTask(
         model=weights_model(config.name),
@@ -134,8 +139,8 @@ def slice_trainer(config: TaskConfig) -> FinetuneTask:
         labels=app_conf.labels,
         weights_choice=app_conf.weights_of(config.name),
         device=app_conf.device,
-        settings=Finetune2dConfig,
-        what="boxes and clicks in slices",
+        settings=settings,
+        what=what,
     )
 
 
