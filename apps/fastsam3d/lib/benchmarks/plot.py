@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..cli import UserError
 from ..sam.benchmark_rows import BenchRow
+from ..sam.files import whole_file
 
 _WIDTH, _LABELS, _NUMBERS, _BAR, _GAP, _MARGIN = 1100, 160, 110, 16, 8, 14
 _COLOURS = ("#1f77b4", "#d62728", "#ff9896", "#9467bd")
@@ -52,6 +52,5 @@ def draw(rows: Sequence[BenchRow], path: Path) -> None:
             pen.text((left + length + 6, y + 1), f"{value:,.1f} {unit}", fill="black", font=font)
             y += line
         y += _GAP
-    part = path.with_name(f".{path.name}.tmp")
-    image.save(part, format="PNG")
-    os.replace(part, path)
+    with whole_file(path) as file:
+        image.save(file, format="PNG")

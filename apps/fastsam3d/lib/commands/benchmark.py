@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
                 rows.append(row)
                 emit(row.line())
             if args.json is not None:
-                args.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+                _write_rows(rows, args.json)
             if args.plot is not None:
                 draw(rows, args.plot)
     return 0
@@ -153,6 +153,9 @@ class _Measures:
         """The rows of a part."""
         return getattr(self, f"_{part}")()
 
+    def _size(self, default: str) -> tuple[int, int, int]:
+        return self.shape or _shape("--size", default)
+
     @property
     def _conf(self) -> dict[str, str]:
         chosen = {"weights": self.chosen} if self.chosen else {}
@@ -184,21 +187,22 @@ class _Measures:
     def _click(self) -> list:
         from ..benchmarks.click import measure_click
 
-        shape = self.shape or _shape("--size", _SIZE)
-        return measure_click(shape, self.rounds["click"], self.threads, self.device, self._dtype, self.chosen, say=emit)
+        return measure_click(
+            self._size(_SIZE), self.rounds["click"], self.threads, self.device, self._dtype, self.chosen, say=emit
+        )
 
     def _read(self) -> list:
         from ..benchmarks.read import measure_read
 
-        shape = self.shape or _shape("--size", _SIZE)
-        return measure_read(shape, self.rounds["read"], self.threads, self.device, self._dtype, self._conf, say=emit)
+        return measure_read(
+            self._size(_SIZE), self.rounds["read"], self.threads, self.device, self._dtype, self._conf, say=emit
+        )
 
     def _memory(self) -> list:
         from ..benchmarks.memory import measure_memory
 
-        shape = self.shape or _shape("--size", _LARGE)
         many = self.volumes, self.volume_shape, self.cache_gb
-        return measure_memory(shape, *many, self.threads, self.device, self._conf, say=emit)
+        return measure_memory(self._size(_LARGE), *many, self.threads, self.device, self._conf, say=emit)
 
     def _scale(self) -> list:
         from ..benchmarks.scale import measure_scale
@@ -263,15 +267,15 @@ def _repmedsam(args: argparse.Namespace) -> int:
     for case in cases:
         case = case if smaller == 1 else case.smaller(smaller)
         row = measure_case(case, segmenter, plain, rounds, samples, threads, device)
-        rows.append(row.as_dict())
+        rows.append(row)
         size = " x ".join(map(str, row.shape))
         emit(f"{row.case}, {size}: {row.pairs} boxes on slices, {row.slices} slices; Dice {row.dice:.4f}")
         for side in SIDES:
             how = f"from {row.pairs_run} of {row.pairs}" if side in row.extrapolated else "run whole"
             emit(f"  {side:9s} {row.seconds[side]:10.2f} s  {row.ratio[side]:7.1f} times  ({how})")
         if args.json:
-            args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    emit(f"{rows[-1]['spec']} in {rows[-1]['dtype']}, {threads} threads, {device}; random weights")
+            _write_rows(rows, args.json)
+    emit(f"{rows[-1].spec} in {rows[-1].dtype}, {threads} threads, {device}; random weights")
     return 0
 
 
@@ -285,8 +289,13 @@ def _variants(model: Any, rounds: int, device: Any, file: Path | None) -> int:
             f"time a slice  Dice {row.dice:.4f}"
         )
     if file:
-        file.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+        _write_rows(rows, file)
     return 0
+
+
+def _write_rows(rows: Sequence[Any], file: Path) -> None:
+    """As JSON."""
+    file.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
 
 
 def _shape(option: str, text: str) -> tuple[int, int, int]:

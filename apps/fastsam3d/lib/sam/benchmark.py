@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .networks.layers import trilinear
 from .networks.prompt_maps import NEGATIVE, POSITIVE
 from .segmenter import VolumeSegmenter
 from .spec import SamSpec
+from .timing import seconds_of
 from .zoo import get_spec
 
 OURS = "fastsam3d_compact"
@@ -104,12 +104,9 @@ def alternate(sides: Sequence[Callable[[], Any]], rounds: int, warm_up: int = WA
     for n in range(warm_up + rounds):
         for turn in range(len(sides)):
             side = (n + turn) % len(sides)
-            wait_for_device()
-            begin = time.perf_counter()
-            sides[side]()
-            wait_for_device()
+            elapsed = seconds_of(sides[side])
             if n >= warm_up:
-                taken[side].append(1000 * (time.perf_counter() - begin))
+                taken[side].append(1000 * elapsed)
     return taken
 
 
@@ -292,9 +289,3 @@ def _patch(spec: SamSpec) -> Tensor:
         distance = i[:, None, None] + j[:, None] + k
         voxels += height / (1 + np.exp(8 * (distance.clip(0, 8) - 1)))
     return torch.from_numpy(normalise(voxels, np.ones(voxels.shape, dtype=bool), spec.intensity))[None]
-
-
-def wait_for_device() -> None:
-    """Returns when a CUDA device has done what it was given; at once without one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -25,6 +25,7 @@ from .slice_network import SliceNetwork, SlicePrompt
 from .slice_prompts import model_box
 from .slice_segmenter import SliceSegmenter, stack_plan
 from .slices import SliceFrame, preprocess_image
+from .timing import seconds_of
 from .zoo import get_spec2d
 
 BASELINE, OURS = "litemedsam", "repmedsam"
@@ -217,8 +218,8 @@ def measure_case(
     for n in range(rounds):
         for slice_, prompt in asked[n * samples : (n + 1) * samples]:
             for name, side in plain.items():
-                taken[name].append(_seconds(lambda side=side, s=slice_, p=prompt: side.predict(s, p)))
-        taken["ours"].append(_seconds(whole))
+                taken[name].append(seconds_of(lambda side=side, s=slice_, p=prompt: side.predict(s, p)))
+        taken["ours"].append(seconds_of(whole))
     seconds = {name: median(times) * (1 if name == "ours" else case.pairs) for name, times in taken.items()}
     dice, compared = _agreement(case, image, segmenter, plain["unfused"], samples)
     return Measured(
@@ -342,13 +343,3 @@ def _processor_ms(work: Callable[[], Any]) -> float:
     begin = time.process_time()
     work()
     return 1000 * (time.process_time() - begin)
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin

@@ -1,10 +1,13 @@
-"""Where the time of an answer goes."""
+"""How long things take: the stages of an answer, and whole pieces of work."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -13,3 +16,18 @@ def stage(timings: dict[str, float], name: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     timings[name] = timings.get(name, 0.0) + 1000 * (time.perf_counter() - begin)
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """How long the work takes, what it starts on a CUDA device included."""
+    wait_for_device()
+    begin = time.perf_counter()
+    work()
+    wait_for_device()
+    return time.perf_counter() - begin
+
+
+def wait_for_device() -> None:
+    """Returns when a CUDA device has done what it was given; at once without one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
