@@ -14,6 +14,8 @@ from ..cli import UserError, emit
 from .distill import read_teacher
 from .training import add_machine, begin
 
+_PATCH_SEED = 31
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -68,6 +70,3 @@ def main(args: argparse.Namespace) -> int:
     ablation.draw_curves(found, args.out / "curves.png")
     emit(text)
     return 0
-
-
-_PATCH_SEED = 31

@@ -124,8 +124,8 @@ def write_onnx(graph: Graph, path: Path) -> None:
     """
     prompts = torch.export.Dim(PROMPTS, min=1, max=MOST_PROMPTS)
     axes = [{shape.index(PROMPTS): prompts} if PROMPTS in shape else {} for shape in (p.shape for p in graph.inputs)]
-    named = len(axes) - 3 if len(axes) > 1 else 0  # the decoder takes its features as *features
-    shapes = (*axes[:3], tuple(axes[3:])) if named else tuple(axes)
+    is_decoder = len(axes) > 1  # which takes its features as *features
+    shapes = (*axes[:3], tuple(axes[3:])) if is_decoder else tuple(axes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making
         was = logging.root.manager.disable
@@ -144,7 +144,8 @@ def write_onnx(graph: Graph, path: Path) -> None:
                 external_data=False,
                 # Makes 3D convolutions without bias valid (onnxscript 0.7.2), which are in the encoders alone. What else is
                 # to be simplified the runtimes do when they load the file, in a fraction of the time.
-                optimize=not named and any(isinstance(m, nn.Conv3d) and m.bias is None for m in graph.module.modules()),
+                optimize=not is_decoder
+                and any(isinstance(m, nn.Conv3d) and m.bias is None for m in graph.module.modules()),
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

@@ -64,9 +64,9 @@ def _patch(spec: SamSpec) -> dict[str, Any]:
     }
     if spec.lattice == "click":
         found["placement"] = (
-            "the first click's voxel centre is a node, at index 64 of 128 of every axis; of a box the middle"
+            f"the first click's voxel centre is a node, at index {spec.patch_size // 2} of {spec.patch_size} of every axis; "
+            "of a box the middle"
         )
-        found["placement"] = found["placement"].replace("64 of 128", f"{spec.patch_size // 2} of {spec.patch_size}")
     else:
         found["placement"] = (
             "the whole scan is resampled first (outer corners aligned, ceil(n * spacing / new spacing) voxels an axis); the "

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 ROWS = "rows.json"
 CLICKS = (1, 3, 5)
+_STUDENTS = ("m1", "m3", "attention", "sparse")
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, 
             continue
         ends = [rows[-1] for rows in found[arm.name].values()]
         cells = [_spread([row[f"dice_{n}"] for row in ends]) for n in CLICKS]
-        first = next(step for step, value in curves[arm.name] if value >= level)
+        reached = next(step for step, value in curves[arm.name] if value >= level)
         spec = get_spec(arm.spec)
         size = sum(p.numel() for p in build_sam(spec).image_encoder.parameters()) / 1e6
-        cells = [arm.about, f"{spec.encoder.depth} ({size:.1f})", *cells, f"{first / per_epoch:.1f}"]
+        cells = [arm.about, f"{spec.encoder.depth} ({size:.1f})", *cells, f"{reached / per_epoch:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -152,6 +153,3 @@ def draw_curves(found: Mapping[str, Mapping[int, Sequence[Mapping]]], path: Path
             charts.append(Chart(f"{title}: Dice, {clicks} click{'s' * (clicks > 1)}", "step", lines))
     with whole_file(path) as file:
         picture(charts).save(file, "PNG")
-
-
-_STUDENTS = ("m1", "m3", "attention", "sparse")

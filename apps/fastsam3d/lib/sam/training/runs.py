@@ -31,9 +31,10 @@ from .cases import LabelledCase, fingerprint, structures_of
 from .finetune_config import TuningConfig, config_text
 from .gate import Pair, Verdict, judge
 from .learners import learner_of
+from .loop import processes
 from .patches import PatchSet
 from .plan import Fold, plan
-from .report import write_report
+from .report import PAGE, write_report
 from .tuning import Stopped
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Run:
         self.model_dir, self.model = Path(model_dir), model_of(base.spec.name)
         self.home = self.model_dir / RUNS / self.model
         self.resume, self.should_stop = resume, should_stop
-        self.first = not dist.is_initialized() or dist.get_rank() == 0
+        self.first = processes()[0] == 0
         self.folds: list[Fold] = []
         self.rows: dict[str, list[dict]] = {}
         self.begun = time.time()
@@ -271,7 +272,7 @@ class Run:
                 "start_ts": int(self.begun),
                 "pid": os.getpid(),
                 "run": folder.name if folder else "",
-                "report": str(folder / "report.html") if folder else "",
+                "report": str(folder / PAGE) if folder else "",
             },
         )
 
