@@ -23,19 +23,8 @@ from torch.utils.data import DataLoader
 from ..anatomy.fields import Draw
 from ..build import Sam3D
 from ..device import has_bfloat16
+from . import loop
 from .data import TrainingPatches, occupancy
-from .loop import (
-    average_decay,
-    cosine_rate,
-    decay_groups,
-    follow,
-    read_checkpoint,
-    restore,
-    save_atomic,
-    set_rate,
-    states,
-    step_if_finite,
-)
 from .pool import PatchPool
 from .pretrain import rounds_loss, unroll
 
@@ -195,7 +184,7 @@ class Distillation:
         self.student = student.to(self.device).train()
         self.average = type(student)(student.spec).to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.student.state_dict())
-        groups = decay_groups(self.student, config.weight_decay)
+        groups = loop.decay_groups(self.student, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         self.phases = phases(config, student.spec.encoder.depth)
         self.half = has_bfloat16(self.device)
@@ -219,16 +208,16 @@ class Distillation:
         """Writes the checkpoint."""
         state = {
             "config": json.dumps(asdict(self.config)), "step": self.step, "rows": json.dumps(self.rows),
-            **states(model=self.student, average=self.average, optimizer=self.optimizer),
+            **loop.states(model=self.student, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
-        save_atomic(state, self.checkpoint)
+        loop.save_atomic(state, self.checkpoint)
 
     def resume(self) -> bool:
         """Loads the checkpoint if there is one."""
-        state = read_checkpoint(self.checkpoint, self.device)
+        state = loop.read_checkpoint(self.checkpoint, self.device)
         if state is None:
             return False
-        restore(state, model=self.student, average=self.average, optimizer=self.optimizer)
+        loop.restore(state, model=self.student, average=self.average, optimizer=self.optimizer)
         self.step, self.rows = state["step"], json.loads(state["rows"])
         return True
 
@@ -265,7 +254,7 @@ class Distillation:
     def _train_step(self, engine: Engine, batch: dict[str, Tensor]) -> float:
         c, phase = self.config, self.phase()
         used = (self.step - phase.begin) / max(1, phase.end - phase.begin)
-        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step - phase.begin, c.warmup_steps, used))
+        loop.set_rate(self.optimizer, loop.cosine_rate(c.learning_rate, self.step - phase.begin, c.warmup_steps, used))
         self._free(phase)
         image = batch["image"].to(self.device).float()
         torch.manual_seed(c.seed * 1_000_003 + self.step)
@@ -276,8 +265,8 @@ class Distillation:
                 loss = compare(self.student, self.teacher, image, phase, stages)["total"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if step_if_finite(self.optimizer, self.student.parameters(), c.clip):
-            follow(self.average, self.student, average_decay(c.ema, self.step))
+        if loop.step_if_finite(self.optimizer, self.student.parameters(), c.clip):
+            loop.follow(self.average, self.student, loop.average_decay(c.ema, self.step))
         self.step += 1
         return loss.item()
 

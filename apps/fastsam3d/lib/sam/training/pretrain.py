@@ -27,23 +27,8 @@ from ..intensity import normalise
 from ..losses import hard_dice, mask_loss, surface_loss
 from ..spec import SamSpec
 from ..zoo import get_spec
+from . import loop
 from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
-from .loop import (
-    average_decay,
-    config_from,
-    cosine_rate,
-    decay_groups,
-    follow,
-    mean_over_processes,
-    processes,
-    read_checkpoint,
-    read_json,
-    restore,
-    save_atomic,
-    set_rate,
-    states,
-    step_if_finite,
-)
 from .prompting import boxes, error_clicks
 
 logger = logging.getLogger(__name__)
@@ -94,7 +79,7 @@ class PretrainConfig:
         Raises:
             ValueError: unknown keys; the message lists the known ones.
         """
-        return config_from(cls, read_json(path), str(path))
+        return loop.config_from(cls, loop.read_json(path), str(path))
 
 
 def unroll(
@@ -221,10 +206,10 @@ class Pretraining:
         self.model = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d)
         self.average = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d).eval()
         self.average.load_state_dict(self.model.state_dict())
-        groups = decay_groups(self.model, config.weight_decay)
+        groups = loop.decay_groups(self.model, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds, self.started, self.clock = 0, 0.0, time.monotonic(), 0.0
-        self.rank, self.world = processes()
+        self.rank, self.world = loop.processes()
         scans = load_scans(shared, read_split(split)) if shared else []
         self.data = TrainingPatches(
             config.seed + 100_003 * self.rank, self.spec.patch_size, self.spec.spacing_mm, self.spec.intensity, config.objects, scans,
@@ -245,9 +230,9 @@ class Pretraining:
         """Write the checkpoint; a killed process loses at most the time since the last one."""
         state = {
             "config": json.dumps(asdict(self.config)), "step": self.step, "seconds": self.elapsed(),
-            **states(model=self.model, average=self.average, optimizer=self.optimizer),
+            **loop.states(model=self.model, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
-        save_atomic(state, self.checkpoint)
+        loop.save_atomic(state, self.checkpoint)
 
     def warm_start(self, checkpoint: Path, fresh: tuple[str, ...] = ()) -> list[str]:
         """Begin with the averaged weights of another run; see `begin_with`."""
@@ -280,10 +265,10 @@ class Pretraining:
 
     def resume(self) -> bool:
         """Load the checkpoint if there is one."""
-        state = read_checkpoint(self.checkpoint, self.device)
+        state = loop.read_checkpoint(self.checkpoint, self.device)
         if state is None:
             return False
-        restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
+        loop.restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
         self.data.seed += self.step  # other patches than before the interruption
         return True
@@ -291,8 +276,8 @@ class Pretraining:
     def set_rate(self) -> None:
         """Warm-up by steps, then cosine by elapsed time (the processes' common clock)."""
         c = self.config
-        rate = cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.clock / (60 * c.minutes))
-        set_rate(self.optimizer, rate)
+        rate = loop.cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.clock / (60 * c.minutes))
+        loop.set_rate(self.optimizer, rate)
 
     def set_stage(self) -> None:
         """Cubes of the coming samples, by the share of the budget that is used."""
@@ -303,7 +288,7 @@ class Pretraining:
     def share_gradients(self) -> None:
         """Average gradients and clock over the processes; one process only reads its clock."""
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        self.clock = mean_over_processes(grads, self.elapsed())
+        self.clock = loop.mean_over_processes(grads, self.elapsed())
 
     def train_step(self, engine: Engine, batch: dict[str, Tensor]) -> dict[str, float]:
         """One optimiser step on one patch."""
@@ -326,8 +311,8 @@ class Pretraining:
         self.optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         self.share_gradients()
-        if step_if_finite(self.optimizer, self.model.parameters(), c.clip):
-            follow(self.average, self.model, average_decay(c.ema, self.step))
+        if loop.step_if_finite(self.optimizer, self.model.parameters(), c.clip):
+            loop.follow(self.average, self.model, loop.average_decay(c.ema, self.step))
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1

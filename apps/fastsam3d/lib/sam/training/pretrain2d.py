@@ -29,23 +29,10 @@ from torch.utils.data import DataLoader
 from ..build import Sam2D, build_sam2d
 from ..losses import embedding_divergence, hard_dice, mask_loss
 from ..zoo import get_spec2d
+from . import loop
 from .data import LabelledScan
 from .data2d import ImageBatches, Mix
 from .folders2d import OwnSlices
-from .loop import (
-    average_decay,
-    cosine_rate,
-    decay_groups,
-    follow,
-    mean_over_processes,
-    processes,
-    read_checkpoint,
-    restore,
-    save_atomic,
-    set_rate,
-    states,
-    step_if_finite,
-)
 from .prompting2d import Prompting, occupancy, prompt_rounds, unroll
 from .recipe2d import Recipe2d, Stage
 
@@ -145,8 +132,8 @@ class Training2d:
         if stage == "distill" and trained.detail is not None:
             trained.detail.requires_grad_(False)  # the teacher's: what its decoder reads is not distilled
         self.trained = [p for p in trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(decay_groups(trained, self.config.weight_decay), betas=(0.9, 0.98))
-        self.rank, self.world = processes()
+        self.optimizer = torch.optim.AdamW(loop.decay_groups(trained, self.config.weight_decay), betas=(0.9, 0.98))
+        self.rank, self.world = loop.processes()
         self.scans, self.own = scans or [], own
         self.step, self.seconds, self.clock, self.best = 0, 0.0, 0.0, -float("inf")
         self.started = time.monotonic()
@@ -190,15 +177,15 @@ class Training2d:
         return {
             "config": json.dumps({"spec": self.spec.name, "stage": self.stage, "recipe": asdict(self.recipe)}),
             "step": self.step, "seconds": self.elapsed(), "best": self.best,
-            **states(model=self.model, average=self.average, optimizer=self.optimizer),
+            **loop.states(model=self.model, average=self.average, optimizer=self.optimizer),
         }  # fmt: skip
 
     def resume(self) -> bool:
         """Load the checkpoint if there is one; images and prompts go on where they were."""
-        state = read_checkpoint(self.checkpoint, self.device)
+        state = loop.read_checkpoint(self.checkpoint, self.device)
         if state is None:
             return False
-        restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
+        loop.restore(state, model=self.model, average=self.average, optimizer=self.optimizer)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         return True
 
@@ -260,16 +247,16 @@ class Training2d:
                 totals[key] = totals.get(key, 0.0) + float(value.detach()) / len(batches)
         shared = [p.grad for p in self.trained if p.grad is not None]
         shared += [b for b in self.model.buffers() if b.is_floating_point()]
-        self.clock = mean_over_processes(shared, self.elapsed())
+        self.clock = loop.mean_over_processes(shared, self.elapsed())
         return totals
 
     def train_step(self, engine: Engine, batches: tuple[dict[str, Tensor], ...]) -> dict[str, float]:
         """One optimiser step."""
         c = self.config
         terms = self.gradients(batches)
-        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.progress()))
-        if step_if_finite(self.optimizer, self.trained, c.clip or float("inf")):
-            follow(self.average, self.model, average_decay(c.ema, self.step))
+        loop.set_rate(self.optimizer, loop.cosine_rate(c.learning_rate, self.step, c.warmup_steps, self.progress()))
+        if loop.step_if_finite(self.optimizer, self.trained, c.clip or float("inf")):
+            loop.follow(self.average, self.model, loop.average_decay(c.ema, self.step))
         else:
             logger.warning("step %d skipped: gradient is not finite", self.step)
         self.step += 1
@@ -312,7 +299,7 @@ class Training2d:
         if result["score"] > self.best:
             self.best = result["score"]
             kept = {k: v for k, v in self.state().items() if k not in ("model", "optimizer")}
-            save_atomic(kept, self.folder / "best.pt")
+            loop.save_atomic(kept, self.folder / "best.pt")
         return result
 
     def run(self, resume: bool = True, save_minutes: float = 2.0) -> dict[str, float]:
@@ -340,7 +327,7 @@ class Training2d:
                 means = " ".join(f"{k} {v:.3f}" for k, v in self.running.items())
                 logger.info("%s: step %d  %.1f min  %s", self.stage, self.step, self.clock / 60, means)
             if self.clock - last["save"] > 60 * save_minutes:
-                save_atomic(self.state(), self.checkpoint)
+                loop.save_atomic(self.state(), self.checkpoint)
                 last["save"] = self.clock
             timed = self.config.minutes is not None
             due = self.clock - last["validate"] > 60 * self.config.validate_minutes
@@ -352,7 +339,7 @@ class Training2d:
         if self.rank:
             return {}
         result = self._validate_and_keep()
-        save_atomic(self.state(), self.checkpoint)
+        loop.save_atomic(self.state(), self.checkpoint)
         logger.info("%s: finished at step %d: %s", self.stage, self.step, result)
         return result
 

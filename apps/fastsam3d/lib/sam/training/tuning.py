@@ -25,20 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from ..anatomy.fields import Draw
 from ..build import Sam2D, Sam3D
 from ..device import has_bfloat16
+from . import loop
 from .finetune_config import TuningConfig
-from .loop import (
-    average_decay,
-    cosine_rate,
-    decay_groups,
-    mean_over_processes,
-    processes,
-    read_checkpoint,
-    restore,
-    save_atomic,
-    set_rate,
-    states,
-    step_if_finite,
-)
 from .patches import PatchSet
 
 logger = logging.getLogger(__name__)
@@ -89,9 +77,9 @@ class Tuning:
         self.start = {k: v.clone() for k, v in self.average.items()}
         self.best = self.start
         self.optimizer = torch.optim.AdamW(
-            decay_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+            loop.decay_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
         )
-        self.rank, self.world = processes()
+        self.rank, self.world = loop.processes()
         if config.batch % self.world:
             raise ValueError(f"batch must be a multiple of the {self.world} processes, got {config.batch}")
         self.half = config.half and has_bfloat16(self.device)
@@ -129,16 +117,16 @@ class Tuning:
         state = {
             "step": self.step, "seconds": self._elapsed(), "rows": json.dumps(self.rows), "done": self.done,
             "known": self.known, "average": self.average, "best": self.best,
-            **states(model=self.model, optimizer=self.optimizer),
+            **loop.states(model=self.model, optimizer=self.optimizer),
         }  # fmt: skip
-        save_atomic(state, self.checkpoint)
+        loop.save_atomic(state, self.checkpoint)
 
     def resume(self) -> bool:
         """Loads the checkpoint if there is one."""
-        state = read_checkpoint(self.checkpoint, self.device)
+        state = loop.read_checkpoint(self.checkpoint, self.device)
         if state is None:
             return False
-        restore(state, model=self.model, optimizer=self.optimizer)
+        loop.restore(state, model=self.model, optimizer=self.optimizer)
         self.average, self.best = state["average"], state["best"]
         self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
         self.rows, self.known = json.loads(state["rows"]), state["known"]
@@ -221,7 +209,7 @@ class Tuning:
         if self.should_stop():
             raise Stopped(f"stopped after {len(self.rows)} epochs")
         c = self.config
-        set_rate(self.optimizer, cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress()))
+        loop.set_rate(self.optimizer, loop.cosine_rate(c.learning_rate, self.step, c.warmup_steps, self._progress()))
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for index in range(self.rank, c.batch, self.world):
@@ -231,8 +219,8 @@ class Tuning:
         loss = self._share(loss)
         if not math.isfinite(loss):
             raise ValueError(f"the loss became {loss} at step {self.step}; lower learning_rate ({c.learning_rate})")
-        step_if_finite(self.optimizer, [p for p in self.model.parameters() if p.requires_grad], c.clip)
-        decay = average_decay(c.ema, self.step)
+        loop.step_if_finite(self.optimizer, [p for p in self.model.parameters() if p.requires_grad], c.clip)
+        decay = loop.average_decay(c.ema, self.step)
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 if value.is_floating_point():
@@ -248,7 +236,7 @@ class Tuning:
             if p.requires_grad and p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
-        self.clock = mean_over_processes([*gradients, mean], self._elapsed())
+        self.clock = loop.mean_over_processes([*gradients, mean], self._elapsed())
         return float(mean)
 
     def _finish_epoch(self, board: SummaryWriter | None) -> None:
@@ -290,7 +278,7 @@ class Tuning:
         self.train_mode()
         result = torch.tensor([np.mean(learned or [0.0]), np.mean(known or [0.0])], dtype=torch.float32)
         result = result.to(self.device)
-        mean_over_processes([result], 0.0)  # so that all processes stop, and choose, alike
+        loop.mean_over_processes([result], 0.0)  # so that all processes stop, and choose, alike
         return float(result[0]), float(result[1])
 
     def pick(self, draw: Draw) -> Path:
