@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,16 +55,13 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from ..sam import weights
-    from ..sam.device import choose_device
+    from ..sam.training import loop
     from ..sam.training.learners import config_type
     from ..sam.training.runs import BusyError, Run
 
     begin(args.threads)
-    device = choose_device(args.device)
-    processes = join_processes(device.type == "cuda")
-    if processes > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    device = join_processes(args.device)
+    processes = loop.processes()[1]
     base = weights.resolve(args.model, args.model_dir, configured=args.init)
     settings = config_type(base.spec)
     config = settings.of({"batch": processes} | _settings(args, settings))

@@ -36,17 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run it; prints the last validation as JSON."""
-    import torch
-
-    from ..sam.device import choose_device
     from ..sam.training.pretrain import PretrainConfig, Pretraining
 
     begin(args.threads)
     config = read_recipe(PretrainConfig, args.recipe)
     if args.minutes:
         config = dataclasses.replace(config, minutes=args.minutes)
-    join_processes(torch.cuda.is_available())
-    run = Pretraining(config, args.out, args.scans, args.split, choose_device(args.device))
+    device = join_processes(args.device)
+    run = Pretraining(config, args.out, args.scans, args.split, device)
     if args.init and not run.checkpoint.exists():
         fresh = _begin(run, args.init, tuple(filter(None, args.fresh.split(","))))
         logging.info(

@@ -35,9 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the stage; prints the last validation as JSON."""
-    import torch
-
-    from ..sam.device import choose_device
     from ..sam.training.data import load_scans, read_split
     from ..sam.training.folders2d import OwnSlices
     from ..sam.training.pretrain2d import Training2d
@@ -50,12 +47,12 @@ def main(args: argparse.Namespace) -> int:
     if args.minutes:
         stage = dataclasses.replace(config.stages[args.stage], minutes=args.minutes)
         config = dataclasses.replace(config, stages=config.stages | {args.stage: stage})
-    join_processes(torch.cuda.is_available())
+    device = join_processes(args.device)
     run = Training2d(
         config,
         args.stage,
         args.out,
-        choose_device(args.device),
+        device,
         load_scans(args.scans, read_split(args.split)) if args.scans else None,
         OwnSlices(args.data, config.seed) if args.data else None,
         args.from_scratch,

@@ -8,7 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..cli import UserError
+
 if TYPE_CHECKING:
+    import torch
+
     from ..sam.training.pretrain import PretrainConfig
     from ..sam.training.recipe2d import Recipe2d
 
@@ -58,11 +62,25 @@ def read_recipe(kind: type[Recipe], text: str) -> Recipe:
     return kind.read(path if path.suffix == ".json" else RECIPES / f"{text}.json")
 
 
-def join_processes(on_cuda: bool) -> int:
-    """Joins the processes that torchrun started; returns how many they are, 1 without it."""
+def join_processes(asked: str) -> torch.device:
+    """The device that --device asks for; where torchrun started several processes, each gets its own GPU and joins the others.
+
+    Raises:
+        UserError: --device names one GPU for several processes.
+        ValueError: there is no such device.
+    """
     import torch
 
+    from ..sam.device import choose_device
+
+    device = choose_device(asked)
     count = int(os.environ.get("WORLD_SIZE", 1))
-    if count > 1:
-        torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
-    return count
+    if count == 1:
+        return device
+    if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(f"--device {asked} is one GPU for {count} processes; --device cuda gives each its own")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device

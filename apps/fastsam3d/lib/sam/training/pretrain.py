@@ -50,7 +50,8 @@ class PretrainConfig:
             random round and the last are such); so the model learns to improve its own mask.
         stages: (until this share of the budget, edge of the cubes, cubes a step): small cubes first, because what
             convolutions and clicks must learn is local and costs an eighth there.
-        real_share, reuse: see TrainingPatches. mix: (scene, share) of the generated cases. ema: decay of the averaged weights, which are what is published.
+        real_share, reuse: see TrainingPatches. mix: (scene, share) of the generated cases.
+        ema: decay of the averaged weights, which are what is published.
     """
 
     spec: str = "fastsam3d_compact"
