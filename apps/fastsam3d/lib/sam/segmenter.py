@@ -245,19 +245,30 @@ class VolumeSegmenter:
         small one a vessel of a large one. The network's own estimate of its masks decides between the looks.
         """
         grid = session.volume.grid
-        best = self._view(session, place_patch(grid, first, self.spec), first, timings)
-        again = look_again(best.frame, self._cells(best), self.spec)
-        frame = best.frame if again is None else place_patch(grid, first, self.spec, again)
+        wide = place_patch(grid, first, self.spec)
+        again = look_again(wide, self._cells(self._glance(session, wide, first, timings)), self.spec)
+        frame = wide if again is None else place_patch(grid, first, self.spec, again)
         if first.box is not None or not self.spec.looks:
             return frame
+        best = self._view(session, frame, first, timings)
+        if best.iou >= SURE:
+            return frame
         if again is not None:
-            view = self._view(session, frame, first, timings)
-            best = best if best.iou > view.iou + BETTER else view
+            view = self._view(session, wide, first, timings)
+            best = view if view.iou > best.iou + BETTER else best
         closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
         if closer is None or closer.spacing_mm > 0.95 * best.frame.spacing_mm:
             return best.frame
         view = self._view(session, closer, first, timings)
         return closer if view.iou > best.iou + BETTER and not leaves(closer, self._cells(view)) else best.frame
+
+    def _glance(self, session: ImageSession, frame: PatchFrame, first: Prompts, timings: dict[str, float]) -> View:
+        """The answer to the first prompt after one decoder pass."""
+        embedding = self._embedding(session, frame, timings)
+        with stage(timings, "decode"):
+            rounds, outside = self._rounds(frame, first)
+            state = self._first_pass(session, frame, embedding, rounds[0])
+        return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     def _cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
@@ -322,21 +333,42 @@ class VolumeSegmenter:
             if state is not None:
                 done = n
                 break
-        m = self.spec.mask_size
         for n in range(done, len(rounds)):
-            previous = state.logits if state else torch.zeros(1, 1, m, m, m, device=self.device)
+            if n == 0:
+                state = self._first_pass(session, frame, embedding, rounds[0])
+                if self.spec.first_passes > 1:
+                    logits, iou = self.decode(
+                        embedding, self._points(rounds[0]), state.logits, self.spec.first_passes - 1
+                    )
+                    state = _State(logits, float(iou[0, 0]))
+                session.put((*base, tuple(rounds[:1])), state)
+                continue
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
-            points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
-            labels = torch.tensor([[label for _, label in given]], device=self.device)
             background = all(label == NEGATIVE for _, label in rounds[n])
-            passes = self.spec.first_passes if n == 0 else self.spec.background_passes if background else 1
-            logits, iou = self.decode(embedding, (points, labels), previous, passes)
-            if state and self.spec.steady:
+            passes = self.spec.background_passes if background else 1
+            logits, iou = self.decode(embedding, self._points(given), state.logits, passes)
+            if self.spec.steady:
                 newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
                 logits = steadied(state.logits, logits, newest, background, self.spec)
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state
+
+    def _first_pass(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
+        """One decoder pass over the first round."""
+        key = ("first pass", self.weights_version, _frame_key(frame), first)
+        state = session.get(key)
+        if state is None:
+            zeros = torch.zeros(1, 1, *(self.spec.mask_size,) * 3, device=self.device)
+            logits, iou = self.decode(embedding, self._points(first), zeros)
+            state = _State(logits, float(iou[0, 0]))
+            session.put(key, state)
+        return state
+
+    def _points(self, given) -> tuple[Tensor, Tensor]:
+        """Prompts ((patch voxel, label), ...) as the network takes them: (1, N, 3) and (1, N)."""
+        points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
+        return points, torch.tensor([[label for _, label in given]], device=self.device)
 
 
 def _corners(box: Box) -> np.ndarray:
