@@ -13,8 +13,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import nibabel as nib
 import numpy as np
@@ -69,7 +71,8 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unusable: set[str] = set()
         self._last: dict[str, list[str]] = {}
-        self._converting = threading.RLock()
+        self._choosing = threading.Lock()
+        self._at_work: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._segs: dict[str, _Seg] = {}
         self._saving = threading.Lock()
         super().__init__(*args, **kwargs)
@@ -116,14 +119,22 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
         """
         if not is_uid(image_id):
             return ""
-        folder = self._fetched(image_id, Path(self._datastore.image_path(), image_id))
-        if not self._convert_to_nifti:
-            return str(folder)
-        volume = folder.with_name(image_id + _IMAGE_EXT)
-        with self._converting:  # not the list's lock, which others wait for
+        with self._work_on(image_id):
+            folder = self._fetched(image_id, Path(self._datastore.image_path(), image_id))
+            if not self._convert_to_nifti:
+                return str(folder)
+            volume = folder.with_name(image_id + _IMAGE_EXT)
             if not volume.exists() or image_id not in self._datastore.objects:
                 self._convert(image_id, folder)
         return os.path.realpath(volume)
+
+    @contextmanager
+    def _work_on(self, series: str) -> Iterator[None]:
+        """Fetches and converts a series once, whoever asks meanwhile; who asks for another one does not wait."""
+        with self._choosing:  # not the list's lock, which others wait for
+            lock = self._at_work.setdefault(series, threading.RLock())  # kept for as long as somebody has it
+        with lock:
+            yield
 
     def _fetched(self, series: str, folder: Path) -> Path:
         """The folder of a series' files, all of them."""
