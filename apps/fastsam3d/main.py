@@ -32,6 +32,7 @@ from lib.infer_route import (
     sent_file,
 )
 from lib.infers.automatic import AutomaticInfer
+from lib.opened import Opened
 from lib.prefetch import Prefetch
 from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
@@ -84,6 +85,7 @@ class FastSAM3DApp(MONAILabelApp):
             torch.set_num_threads(self.app_conf.threads)
         self.store = SessionStore(self.app_conf.cache_bytes)
         self.prefetch = Prefetch(self.store)
+        self.opened = Opened(self.datastore, self.prefetch)
         self._last_click = 0.0
         self._lists_read = 0.0
         self._answers: deque[tuple[float, str]] = deque()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import requests
@@ -117,9 +118,19 @@ def instance_uid(series: str, k: int) -> str:
 
 
 def send_series(
-    url: str, array: np.ndarray, folder: Path, seed: int = 0, geometry: Geometry = Geometry(), study: str | None = None
+    url: str,
+    array: np.ndarray,
+    folder: Path,
+    seed: int = 0,
+    geometry: Geometry = Geometry(),
+    study: str | None = None,
+    **attributes: Any,
 ) -> str:
-    """Sends (I, J, K) int16 as a CT series through Orthanc's own API; returns the SeriesInstanceUID."""
+    """Sends (I, J, K) int16 as a CT series through Orthanc's own API; returns the SeriesInstanceUID.
+
+    Args:
+        attributes: of every file, in place of those that a series has here otherwise.
+    """
     own_study, series, frame = (generate_uid(entropy_srcs=[name, str(seed)]) for name in ("study", "series", "frame"))
     for k in range(array.shape[2]):
         if k in geometry.left_out:
@@ -128,6 +139,8 @@ def send_series(
         slice_ = _slice(array[:, :, k], k, study or own_study, series, frame, geometry)
         if geometry.order < 0:
             slice_.InstanceNumber = array.shape[2] - k
+        for name, value in attributes.items():
+            setattr(slice_, name, value)
         slice_.save_as(path, write_like_original=False)
         requests.post(url + "/instances", data=path.read_bytes(), timeout=30).raise_for_status()
         path.unlink()

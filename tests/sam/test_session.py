@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from lib.prefetch import Prefetch
+from lib.prefetch import WAITING, Prefetch
 from lib.sam.preprocess import VolumeError, read_volume
 from lib.sam.session import SessionStore, content_identity, size_in_bytes
 
@@ -333,18 +333,22 @@ def test_an_image_is_prepared_where_there_is_room_and_nothing_is_dropped_for_it(
         store.prepare("none", images[0].parent / "none.nii")
 
 
-def test_the_newest_wish_is_read_and_a_bad_one_ends_nothing(images):
+def test_the_newest_wishes_are_read_first_and_a_bad_one_ends_nothing(images, tmp_path):
     reader = CountingReader(seconds=0.2)
     store = SessionStore(10**9, reader)
     prefetch = Prefetch(store)
     prefetch.offer("none", str(images[0].parent / "none.nii"))
+    prefetch.offer_found("nothing", lambda: None)
     assert prefetch.wait(10)
     prefetch.offer("zero", str(images[0]))
     while len(reader.reads) < 1:
         time.sleep(0.01)
-    for n in (1, 2, 3):
-        prefetch.offer(str(n), str(images[n]))
+    more = [write_image(tmp_path / f"more{n}.nii", n) for n in range(WAITING + 2)]
+    for path in (*more, more[2]):
+        prefetch.offer(path.stem, str(path))
     assert prefetch.wait(10)
-    assert reader.reads == [str(images[0]), str(images[3])]
-    assert first_voxel(store, "3", images[3]) == 3
-    assert len(reader.reads) == 2
+    waited = [more[2], *reversed(more[3:])]  # asked for again, so the newest
+    assert len(waited) == WAITING
+    assert reader.reads == [str(images[0]), *map(str, waited)]
+    assert first_voxel(store, "more2", more[2]) == 2
+    assert len(reader.reads) == 1 + WAITING

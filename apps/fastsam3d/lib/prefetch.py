@@ -1,18 +1,30 @@
-"""Images are read before somebody clicks on them: the next sample that was offered, and a volume that was just sent.
+"""Images are read before somebody clicks on them: the next sample that was offered, a volume that was just sent, and a
+series that a viewer opened (opened.py).
 
-Reading is most of what a first click waits for. One image at a time, the newest wish first, and only where there is room beside all
-images that are kept: nothing is dropped for a click that may never come.
+Fetching and reading is most of what a first click waits for. One image at a time, the newest wish first, at a low priority, and
+read only where there is room beside all images that are kept: nothing is dropped for a click that may never come.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 
 from .sam.session import SessionStore
-from .sam.volume_io import VolumeError
 
 logger = logging.getLogger(__name__)
+
+WAITING = 3
+"""So many of the newest wishes wait; who opens a study after another waits for the last ones only."""
+
+_NICE = 10  # clicks go first; trainings are nicer still
+
+Find = Callable[[], "tuple[str, str] | None"]
+"""Finds an image (and fetches it): its id and path as a click would give them, None if there is none after all."""
 
 
 class Prefetch:
@@ -25,18 +37,30 @@ class Prefetch:
     def __init__(self, store: SessionStore) -> None:
         self._store = store
         self._changed = threading.Condition()
-        self._wish: tuple[str, str] | None = None
+        self._wishes: OrderedDict[str, Find] = OrderedDict()
         self._busy = False
         self._thread: threading.Thread | None = None
 
     def offer(self, image_id: str, path: str) -> None:
-        """Asks for an image, in place of one that is still waited for; returns at once.
+        """Asks for an image, before those that are still waited for; returns at once.
 
         Args:
             image_id: what clients call it. path: its file, or the folder of its series.
         """
+        self.offer_found(image_id, lambda: (image_id, path))
+
+    def offer_found(self, name: str, find: Find) -> None:
+        """As `offer`, for an image that must be looked for first.
+
+        Args:
+            name: of the wish; a newer one of the same name takes its place.
+            find: called in the thread of this object; whatever it raises is logged.
+        """
         with self._changed:
-            self._wish = (image_id, path)
+            self._wishes.pop(name, None)
+            self._wishes[name] = find
+            if len(self._wishes) > WAITING:
+                self._wishes.popitem(last=False)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
                 self._thread.start()
@@ -45,17 +69,24 @@ class Prefetch:
     def wait(self, seconds: float) -> bool:
         """Waits until nothing is left to be read; whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._wish is None and not self._busy, timeout=seconds)
+            return self._changed.wait_for(lambda: not self._wishes and not self._busy, timeout=seconds)
 
     def _work(self) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._wish is not None)
-                (image_id, path), self._wish, self._busy = self._wish, None, True
+                self._changed.wait_for(lambda: bool(self._wishes))
+                (name, find), self._busy = self._wishes.popitem(), True
             try:
-                if not self._store.prepare(image_id, path):
-                    logger.info("There is no room to read %s before it is clicked on", image_id)
-            except (VolumeError, OSError, MemoryError) as error:  # the click will say so, if it ever comes
-                logger.info("%s could not be read before it is clicked on: %s", image_id, error)
+                found = find()
+                if found is None:
+                    logger.info("%s holds nothing to be read before it is clicked on", name)
+                elif self._store.prepare(*found):
+                    logger.info("%s is there before it is clicked on", found[0])
+                else:
+                    logger.info("There is no room to read %s before it is clicked on", found[0])
+            except Exception as error:  # of whatever kind: the click will say so, if it ever comes, and others go on
+                logger.info("%s could not be read before it is clicked on: %s", name, error)

@@ -15,6 +15,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.responses import Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
 from starlette.concurrency import run_in_threadpool
 
 _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -32,7 +33,10 @@ _PREFIXES = {
 
 def _get_as(kind: str) -> Callable:
     def get(path: str, user: User = _USER) -> Response:
-        return _forward("GET", kind, path)
+        answer = _forward("GET", kind, path)
+        if answer.status_code == 200:
+            app_instance().opened.asked(path)
+        return answer
 
     return get
 

@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 _IMAGE_EXT = ".nii.gz"
 _ABANDONED_SECONDS = 6 * 3600.0
+_VOLUMES = ("CT", "MR", "PT")
+_LEAST_SLICES = 8  # fewer are localizers, mostly
 _FINAL = DefaultLabelTag.FINAL.value
 _OLDER = "older_segmentations"
 """In a label's metadata: the SEG series of its image that the server had when the label came, whatever their times say."""
@@ -135,6 +137,29 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
             lock = self._at_work.setdefault(series, threading.RLock())  # kept for as long as somebody has it
         with lock:
             yield
+
+    def find_volumes(self, study: str, series: str | None = None) -> list[str]:
+        """The series of a study that may be volumes: of CT, MR or PET, with enough slices; by their numbers, as viewers show them.
+
+        Args:
+            study: the study. series: if it is given, this one alone.
+
+        Raises:
+            requests.RequestException: the server does not answer.
+        """
+        filters = {"SeriesInstanceUID": series} if series else None
+        rows = [Dataset.from_json(row) for row in self._client.search_for_series(study, search_filters=filters)]
+        found = [
+            (int(row.get("SeriesNumber") or 0), str(row.SeriesInstanceUID))
+            for row in rows
+            if row.get("Modality") in _VOLUMES and int(row.get("NumberOfSeriesRelatedInstances") or 0) >= _LEAST_SLICES
+        ]
+        return [uid for _, uid in sorted(found) if series in (None, uid)]
+
+    def free_share(self) -> float:
+        """How much of the disk that holds the cache is free, of 1."""
+        usage = shutil.disk_usage(self._datastore.image_path())
+        return usage.free / usage.total
 
     def _fetched(self, series: str, folder: Path) -> Path:
         """The folder of a series' files, all of them."""
