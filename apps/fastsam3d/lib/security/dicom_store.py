@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -38,7 +39,7 @@ from ..infer_route import is_inference
 from ..sam.grid import Grid
 from ..sam.series_check import check_series
 from ..sam.volume_io import VolumeError, read_volume
-from .files import PART
+from .files import PART, copy_whole
 from .local_store import SafeLocalDatastore
 from .names import check_info, is_uid
 
@@ -190,13 +191,14 @@ class SafeDICOMWebDatastore(DICOMWebDatastore, SafeLocalDatastore):
             self._unusable.add(image_id)
             raise
         made = dicom_to_nifti(str(folder))
+        beside = Path(tempfile.mkdtemp(prefix=".fetch-", suffix=PART, dir=folder.parent))
         try:
-            info = self._dicom_info(image_id)
-            SafeLocalDatastore.add_image(
-                self, image_id, made, info | ({"warnings": list(warnings)} if warnings else {})
-            )
+            info = self._dicom_info(image_id) | ({"warnings": list(warnings)} if warnings else {})
+            copy_whole(made, beside / "volume")  # seconds of a large one, for which nobody waits at the list
+            self._put_image(image_id, _IMAGE_EXT, info, partial(os.replace, beside / "volume"))
         finally:
             os.unlink(made)
+            shutil.rmtree(beside, ignore_errors=True)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Path of a label that is here, by the image's id; "" if there is none. `datalist` fetches those of the server."""

@@ -15,8 +15,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,14 @@ class SafeLocalDatastore(LocalDatastore):
         """
         name, ext = self._to_id(os.path.basename(image_filename))
         image_id = check_image_id(image_id or name)
+        return self._put_image(image_id, ext, image_info, partial(copy_whole, image_filename))
+
+    def _put_image(self, image_id: str, ext: str, image_info: dict[str, Any], put: Callable[[str], None]) -> str:
+        """As `add_image`; `put` lets the file appear at a path, while all others wait for the list."""
         info = {**check_info(image_info or {}), "ts": int(time.time()), "name": image_id + ext}
         with self._exclusive():
             self._init_from_datastore_file()
-            copy_whole(image_filename, os.path.join(self._datastore.image_path(), image_id + ext))
+            put(os.path.join(self._datastore.image_path(), image_id + ext))
             before = self._datastore.objects.get(image_id)
             if before is not None and before.image.ext != ext:
                 Path(self._datastore.image_path(), image_id + before.image.ext).unlink(missing_ok=True)
