@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..anatomy.fields import Draw
-from ..anatomy.generator import generate
+from ..anatomy.generator import MIX, generate
 from ..anatomy.pictures import picture
 from ..slices import preprocess_image
 from .data import LabelledScan
@@ -218,6 +218,7 @@ class Mix:
         cases, slices: generated volumes, and slices of each. scans: slices of real scans, where there are any.
         pictures: generated ones.
         own: slices of the user's folder. visits: how often each slice is varied and used.
+        scenes: (scene, share) of the generated volumes.
     """
 
     cases: int = 3
@@ -226,6 +227,7 @@ class Mix:
     pictures: int = 12
     own: int = 0
     visits: int = 3
+    scenes: tuple[tuple[str, float], ...] = tuple(MIX.items())
 
 
 class ImageBatches(IterableDataset):
@@ -261,7 +263,7 @@ class ImageBatches(IterableDataset):
         draw, mix = Draw(self.seed * 1_000_003 + index), self.mix
         items: list[LabelledSlice | None] = []
         for _ in range(mix.cases):
-            case = generate(draw.integer(0, 2**31))
+            case = generate(draw.integer(0, 2**31), mix=dict(mix.scenes))
             scan = LabelledScan("generated", case.image, case.label.float(), torch.ones(3))
             items += [
                 mosaic(draw, scan, self.size) if draw.chance(0.3) else random_plane(draw, scan, self.size)
