@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+FEW_KEYS = 1024
+"""Up to so many, products of matrices with all logits in memory are faster on a CPU in bfloat16 than torch's fused kernel."""
+
+
 def flash_attn_available() -> bool:
     """True when the optional flash-attn package and a CUDA device are both there."""
     return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
@@ -32,6 +36,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
         out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
+    if q.dtype == torch.bfloat16 and not q.is_cuda and k.shape[2] <= FEW_KEYS and not torch.is_grad_enabled():
+        logits, scale = torch.matmul(q, k.transpose(2, 3)), q.shape[-1] ** -0.5
+        logits = logits.mul_(scale) if bias is None else torch.add(bias, logits, alpha=scale, out=logits)
+        return torch.matmul(torch.softmax(logits, -1), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -60,12 +68,10 @@ def position_bias(q: Tensor, rel_d: Tensor, rel_h: Tensor, rel_w: Tensor) -> Ten
     own = torch.einsum("bedhwc,dkc->bedhwk", q[..., :g, :], r_d[:g])  # query w, key kw
     along_d = torch.einsum("bedhxc,hkc->bedhxk", q, r_h[:g])  # x plays key kd
     along_h = torch.einsum("bedhxc,xkc->bedhxk", q, r_w)  # x plays key kh
-    bias = (
-        own[:, :, :, :, :, None, None, :]
-        + along_d[:, :, :, :, None, :, None, :]
-        + along_h[:, :, :, :, None, None, :, :]
-    )
-    return bias.reshape(b, heads, g**3, n**3)
+    shared = (along_d[..., :, None, :] + along_h[..., None, :, :]).reshape(b, heads, g * g, 1, n**3)  # by all query w
+    every_kw = torch.eye(n, dtype=q.dtype, device=q.device).repeat(1, n * n)  # own, once for each kd and kh
+    own = (own.reshape(-1, n) @ every_kw).reshape(b, heads, g * g, g, n**3)
+    return own.add_(shared).reshape(b, heads, g**3, n**3)
 
 
 class DenseAttention(nn.Module):
