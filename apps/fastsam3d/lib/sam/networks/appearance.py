@@ -24,7 +24,11 @@ _CHUNK = 16
 
 def pool_cells(patch: Tensor, cell: int) -> Tensor:
     """Mean intensities of cells of `cell` voxels: (B, c, S, S, S) -> (B, c, S / cell, ...)."""
-    return F.avg_pool3d(patch, cell)
+    if cell != 2 or torch.is_grad_enabled():
+        return F.avg_pool3d(patch, cell)
+    halves = patch[:, :, ::2] + patch[:, :, 1::2]  # the same, in half of its time on a CPU
+    halves = halves[..., ::2, :] + halves[..., 1::2, :]
+    return (halves[..., ::2] + halves[..., 1::2]).mul_(1 / 8)
 
 
 def map_channels(spec: SamSpec) -> int:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 FEW_KEYS = 1024
 """Up to so many, products of matrices with all logits in memory are faster on a CPU in bfloat16 than torch's fused kernel."""
 

@@ -161,6 +161,13 @@ class Perceptron(nn.Module):
         return self.layers[-1](x)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """`F.gelu`; of volumes (B, C, D, H, W) whose channels lie last in memory in half of its time on a CPU."""
+    if x.ndim == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return F.gelu(x.movedim(1, -1)).movedim(-1, 1)
+    return F.gelu(x)
+
+
 class ResidualConv3d(nn.Module):
     """Two 3x3x3 convolutions with channel norms around an identity path: x + f(x)."""
 
@@ -172,8 +179,8 @@ class ResidualConv3d(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.gelu(self.norm1(x)))
-        return x + self.conv2(F.gelu(self.norm2(y)))
+        y = self.conv1(gelu(self.norm1(x)))
+        return x + self.conv2(gelu(self.norm2(y)))
 
 
 def trilinear(x: Tensor, size: int) -> Tensor:

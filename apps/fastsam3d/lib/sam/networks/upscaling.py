@@ -38,4 +38,7 @@ def upscaled_masks(layers: nn.Sequential, rows: Tensor, kernels: Tensor, grid: i
 def _halves(layer: nn.ConvTranspose3d, rows: Tensor) -> Tensor:
     """A transposed convolution of kernel 2 and stride 2: (B, n, inputs) -> (B, 8n, outputs)."""
     weight = layer.weight.permute(2, 3, 4, 1, 0).flatten(0, 3)  # (8 * outputs, inputs)
-    return F.linear(rows, weight).reshape(rows.shape[0], 8 * rows.shape[1], -1) + layer.bias
+    out = F.linear(rows, weight)
+    bias = layer.bias.repeat(8)  # of all halves, since long rows are added faster
+    out = out.add_(bias) if out.dtype == bias.dtype else out + bias
+    return out.reshape(rows.shape[0], 8 * rows.shape[1], -1)
