@@ -198,12 +198,34 @@ def add_lungs(scene: Scene, canvas: Canvas, cavity: Tensor, long_axis: int) -> N
     tissue, blood = scene.new_tissue("lung"), scene.new_tissue("vessel")
     for sign in (-1, 1):
         apex = size * draw.uniform(-0.2, 0.25) + size * 0.04 * canvas.noise[1]
-        mask = cavity & (sign * (lateral - middle) > gap) & (along < dome) & (along > apex)
+        side = cavity & (sign * (lateral - middle) > gap)
+        below = dome - size * cupola(canvas, side, long_axis) if draw.chance(0.7) else dome
+        mask = side & (along < below) & (along > apex)
         if int(mask.sum()) < 500:
             continue
         scene.paint(WHOLE, mask, tissue, scene.new_object())
         if vessels is not None:
             scene.paint(WHOLE, mask & vessels, blood, None)
+
+
+def cupola(canvas: Canvas, side: Tensor, long_axis: int) -> Tensor:
+    """How far the diaphragm rises into one half of a chest, as a share of the cube: (S, S, S), 0 at its walls.
+
+    Around it the lung reaches down in a thin recess, a crescent in cross-section.
+
+    Args:
+        side: (S, S, S) bool, that half of the cavity.
+    """
+    draw, height = canvas.draw, canvas.draw.uniform(0.1, 0.6)
+    places = torch.nonzero(side[::4, ::4, ::4]).float() * 4
+    if len(places) < 20:
+        return torch.zeros_like(canvas.noise[0])
+    away = torch.zeros_like(canvas.noise[0])
+    for axis in (a for a in range(3) if a != long_axis):
+        low, high = torch.quantile(places[:, axis], torch.tensor([0.02, 0.98], device=places.device)).tolist()
+        middle, reach = (low + high) / 2, max(4.0, (high - low) / 2 * draw.uniform(0.8, 1.05))
+        away = away + ((canvas.coords[axis] - middle) / reach).square()
+    return height * (1 - away).clamp_min(0).sqrt() * (1 + 0.15 * canvas.noise[1])
 
 
 def add_vessel(scene: Scene, mask: Tensor, kind: Callable[[], str] = lambda: "vessel") -> None:
