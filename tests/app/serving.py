@@ -78,10 +78,27 @@ class Server:
         return self.process.poll() is None and self.get("/info/").status_code == 200
 
 
+_held: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback address that nobody listens on and that no test, of this process or another, was given.
+
+    A server listens on it seconds later. To keep others from it this process holds the UDP port of the same number, for
+    which nothing here has a use, as long as it lives.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        sign = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            sign.bind(("127.0.0.1", port))
+        except OSError:
+            sign.close()
+            continue
+        _held.append(sign)
+        return port
 
 
 def command(studies: Path | str, port: int, *conf: str, app: Path = APP) -> list[str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lib.sam.geometry import Grid
 from lib.sam.prompts import MAX_CLICKS, Box, Click, PromptError, Prompts
@@ -10,6 +10,7 @@ from lib.sam.prompts import MAX_CLICKS, Box, Click, PromptError, Prompts
 GRID = Grid((10, 20, 30), np.eye(4))
 
 
+@settings(deadline=None)
 @given(st.tuples(st.integers(0, 9), st.integers(0, 19), st.integers(0, 29)), st.booleans())
 def test_every_voxel_of_the_scan_can_be_clicked(ijk, positive):
     Prompts((Click(ijk, positive),)).validate(GRID)
