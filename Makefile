@@ -8,7 +8,7 @@ TORCH ?=#                 cpu or cuda; empty keeps the build that is installed, 
 TORCH_INDEX ?=#           package index to take torch from; empty: pip's own, then PyTorch's (see requirements.txt)
 PORT ?= 8000#             of the server
 CASES ?= 4#               number of sample studies
-PYTEST_ARGS ?=#           for example: make test PYTEST_ARGS="-k geometry -x"
+PYTEST_ARGS ?=#           for example: make test PYTEST_ARGS="-k geometry -x"; "-n 0" is one process, "-n 8" eight
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +49,7 @@ debian-packages:  ## Orthanc, Chromium and nginx for the end-to-end tests, where
 	@sh scripts/debian_packages.sh
 
 test: setup-dev debian-packages  ## every test (tests that need a missing program say so and skip)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
 
 fuzz: setup-dev  ## 10,000 hostile requests to a server of its own (half an hour)
 	@$(BIN)/python scripts/fuzz.py

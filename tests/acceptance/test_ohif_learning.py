@@ -33,6 +33,7 @@ pytestmark = [
     ),
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.timeout(3600),
 ]
 

@@ -29,7 +29,7 @@ ROOM = {"patches": 1 << 20, "checkpoint": 32 << 20}
 """What has no room on a full disk -> bytes that a file may have."""
 ANNOTATED = ("case5", "case6")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def test_one_at_a_time_and_whoever_asked_first():
         pass
 
 
+@pytest.mark.alone
 def test_a_thread_that_takes_turn_after_turn_lets_others_in_between():
     turns, done, waited = Turns(), threading.Event(), []
 
