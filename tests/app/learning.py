@@ -16,7 +16,7 @@ IDLE = {
     "gate_clicks": 1, "slices": 2, "images": 1, "gate_slices": 1,
 }  # fmt: skip
 """One step at a learning rate of 0: the candidate is exactly as good as the served model, which is enough for the gate."""
-_NOT_COPIED = ("runs", "imported", "accepted", "logs", "__pycache__", "bin", ".fetch-*")
+_NOT_COPIED = ("runs", "imported", "accepted", "atlas", "logs", "__pycache__", "bin", ".fetch-*")
 
 
 def copy_app(folder: Path) -> Path:

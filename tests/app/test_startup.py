@@ -12,7 +12,7 @@ from tests.app.volumes import CENTRE_IJK, save, scan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-NOT_OF_THE_REPOSITORY = ("__pycache__", "logs", "bin", "imported", "accepted", ".fetch-*")
+NOT_OF_THE_REPOSITORY = ("__pycache__", "logs", "bin", "runs", "imported", "accepted", "atlas", ".fetch-*")
 
 
 def copy_of_the_app(folder: Path, *left_out: str) -> Path:
