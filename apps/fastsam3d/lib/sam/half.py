@@ -26,8 +26,11 @@ class HalfPatches(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         (n, channels), edges = x.shape[:2], self.kernel_size
         d, h, w = (size // edge for size, edge in zip(x.shape[2:], edges))
-        x = x[:, :, : d * edges[0], : h * edges[1], : w * edges[2]].to(torch.bfloat16)
-        x = x.reshape(n, channels, d, edges[0], h, edges[1], w, edges[2]).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        x = (
+            x.to(torch.bfloat16)
+            .reshape(n, channels, d, edges[0], h, edges[1], w, edges[2])
+            .permute(0, 2, 4, 6, 1, 3, 5, 7)
+        )
         out = F.linear(x.reshape(n, d * h * w, -1), self.weight.reshape(self.out_channels, -1))
         if self.bias is not None:
             out = out.add_(self.bias)

@@ -197,12 +197,22 @@ class VolumeSegmenter:
             raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
         return self._view(session, self._place(session, prompts, timings), prompts, timings)
 
-    def _view(self, session: ImageSession, frame: PatchFrame, prompts: Prompts, timings: dict[str, float]) -> View:
-        """The answer to prompts in a given patch."""
+    def _view(
+        self,
+        session: ImageSession,
+        frame: PatchFrame,
+        prompts: Prompts,
+        timings: dict[str, float],
+        glance: bool = False,
+    ) -> View:
+        """The answer to prompts in a given patch; a glance is the answer to the first of them after one decoder pass."""
         embedding = self._embedding(session, frame, timings)
         with stage(timings, "decode"):
             rounds, outside = self._rounds(frame, prompts)
-            state = self._replay(session, frame, embedding, rounds)
+            if glance:
+                state = self._first_pass(session, frame, embedding, rounds[0])
+            else:
+                state = self._replay(session, frame, embedding, rounds)
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     def _shown(self, logits: Tensor, rounds) -> Tensor:
@@ -246,7 +256,7 @@ class VolumeSegmenter:
         """
         grid = session.volume.grid
         wide = place_patch(grid, first, self.spec)
-        again = look_again(wide, self._cells(self._glance(session, wide, first, timings)), self.spec)
+        again = look_again(wide, self._cells(self._view(session, wide, first, timings, glance=True)), self.spec)
         frame = wide if again is None else place_patch(grid, first, self.spec, again)
         if first.box is not None or not self.spec.looks:
             return frame
@@ -261,14 +271,6 @@ class VolumeSegmenter:
             return best.frame
         view = self._view(session, closer, first, timings)
         return closer if view.iou > best.iou + BETTER and not leaves(closer, self._cells(view)) else best.frame
-
-    def _glance(self, session: ImageSession, frame: PatchFrame, first: Prompts, timings: dict[str, float]) -> View:
-        """The answer to the first prompt after one decoder pass."""
-        embedding = self._embedding(session, frame, timings)
-        with stage(timings, "decode"):
-            rounds, outside = self._rounds(frame, first)
-            state = self._first_pass(session, frame, embedding, rounds[0])
-        return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     def _cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
@@ -333,16 +335,10 @@ class VolumeSegmenter:
             if state is not None:
                 done = n
                 break
+        if state is None:
+            state, done = self._first_round(session, frame, embedding, rounds[0]), 1
+            session.put((*base, tuple(rounds[:1])), state)
         for n in range(done, len(rounds)):
-            if n == 0:
-                state = self._first_pass(session, frame, embedding, rounds[0])
-                if self.spec.first_passes > 1:
-                    logits, iou = self.decode(
-                        embedding, self._points(rounds[0]), state.logits, self.spec.first_passes - 1
-                    )
-                    state = _State(logits, float(iou[0, 0]))
-                session.put((*base, tuple(rounds[:1])), state)
-                continue
             given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
             background = all(label == NEGATIVE for _, label in rounds[n])
             passes = self.spec.background_passes if background else 1
@@ -353,6 +349,14 @@ class VolumeSegmenter:
             state = _State(logits, float(iou[0, 0]))
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state
+
+    def _first_round(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
+        """All decoder passes over the first round."""
+        state = self._first_pass(session, frame, embedding, first)
+        if self.spec.first_passes == 1:
+            return state
+        logits, iou = self.decode(embedding, self._points(first), state.logits, self.spec.first_passes - 1)
+        return _State(logits, float(iou[0, 0]))
 
     def _first_pass(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
         """One decoder pass over the first round."""

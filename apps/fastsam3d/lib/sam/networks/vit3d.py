@@ -84,9 +84,8 @@ class ConvStem(nn.Module):
         self.conv4 = nn.Conv3d(c, spec.width, 2, stride=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if (
-            self.conv1.weight.dtype == torch.bfloat16
-        ):  # first the type, then the order: a third of the time of both at once
+        if self.conv1.weight.dtype == torch.bfloat16:
+            # First the type, then the order: a third of the time of both at once.
             x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
         x = gelu(self.norm1(self.conv1(x)))
         fine = self.stage2(self.conv2(x))  # stride 4
