@@ -17,6 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scripts import demo_ohif
 from tests.app.serving import free_port
 from tests.app.volumes import SPACING_MM
+from tests.needs import need
 
 _START_SECONDS = 30
 
@@ -199,3 +200,10 @@ def _slice(pixels: np.ndarray, k: int, study: str, series: str, frame: str, geom
         setattr(slice_, name, value)
     slice_.PixelData = np.ascontiguousarray(pixels.T, dtype="<i2").tobytes()
     return slice_
+
+
+def served(tmp_path_factory) -> Iterator[str]:
+    """What a fixture `pacs` of any scope does: the address of an Orthanc of its own."""
+    need(missing())
+    with running(tmp_path_factory.mktemp("orthanc")) as url:
+        yield url

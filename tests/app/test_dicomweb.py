@@ -11,7 +11,6 @@ from monailabel.client import MONAILabelClient
 from tests.app import orthanc
 from tests.app.serving import shipped_model, start, stop
 from tests.app.volumes import CENTRE_IJK, SHAPE, scan, target
-from tests.needs import need
 
 pytestmark = [
     pytest.mark.e2e,
@@ -23,11 +22,7 @@ CLICK = list(CENTRE_IJK)
 PAUSE = 6  # seconds; the lists are asked for again when nobody has clicked for five
 
 
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory):
-    need(orthanc.missing())
-    with orthanc.running(tmp_path_factory.mktemp("orthanc")) as url:
-        yield url
+pacs = pytest.fixture(scope="module")(orthanc.served)
 
 
 @pytest.fixture(scope="module")

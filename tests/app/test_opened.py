@@ -14,7 +14,6 @@ from tests.app import orthanc
 from tests.app.dicom.world import CENTRE, SLICES, save, segs, volume
 from tests.app.serving import shipped_model, start, stop, within
 from tests.app.volumes import scan, target
-from tests.needs import need
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,11 +27,7 @@ SECONDS = 60
 _seeds = count(1)
 
 
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory):
-    need(orthanc.missing())
-    with orthanc.running(tmp_path_factory.mktemp("orthanc")) as url:
-        yield url
+pacs = pytest.fixture(scope="module")(orthanc.served)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from lib.sam.versions import rollback
 
 from tests.app.learning import IDLE, click, copy_app, next_sample, save_label, stats, train, wait_for_training
 from tests.app.serving import start, stop
@@ -90,6 +91,17 @@ def test_training_publishes_and_the_next_click_and_box_use_it_without_a_restart(
         assert (folder / "report.png").stat().st_size > 1000
         assert str(folder / "report.html") in log
         assert not (folder / "patches").exists()
+
+
+def test_the_trainer_for_slices_alone_and_back_again(own_server, app):
+    first = box(own_server)["weights"]
+    train(own_server, {**IDLE, "seed": 2, "guard_cases": 0}, model="repmedsam")
+    assert wait_for_training(own_server, TRAINING_SECONDS)["status"] == "DONE", own_server.log.read_text()[-4000:]
+    found = stats(own_server, "repmedsam")
+    assert found["state"] == "accepted"
+    assert box(own_server)["weights"]["name"] == found["run"] != first["name"]
+    assert rollback(app / "model", "repmedsam", None, "2026-01-01T00:00:00+00:00") == first["name"]
+    assert box(own_server)["weights"] == first
 
 
 def test_a_rollback_serves_the_earlier_weights_at_the_next_click(own_server, app):

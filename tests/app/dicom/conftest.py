@@ -22,14 +22,8 @@ from tests.app.dicom.world import (
     volume,
 )
 from tests.app.serving import shipped_model, start, stop
-from tests.needs import need
 
-
-@pytest.fixture(scope="package")
-def pacs(tmp_path_factory):
-    need(orthanc.missing())
-    with orthanc.running(tmp_path_factory.mktemp("orthanc")) as url:
-        yield url
+pacs = pytest.fixture(scope="package")(orthanc.served)
 
 
 @pytest.fixture(scope="package")
