@@ -6,7 +6,7 @@ import threading
 import pytest
 from fastapi import HTTPException
 from lib import infer_route
-from lib.workers import COUNT, in_worker, start_workers
+from lib.workers import COUNT, in_worker
 
 
 def look(params: str, output: str | None):
@@ -53,8 +53,6 @@ def test_a_session_that_ended_while_the_click_waited_is_no_other_image(monkeypat
 
 
 def test_workers_are_the_same_few_threads():
-    start_workers()
-
     async def several() -> set[int]:
         return set(await asyncio.gather(*(in_worker(threading.get_ident) for _ in range(20))))
 

@@ -34,6 +34,7 @@ from lib.infer_route import (
 from lib.infers.automatic import AutomaticInfer
 from lib.opened import Opened
 from lib.prefetch import Prefetch
+from lib.sam.compute import start_compute_thread
 from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
 from lib.sam.volume_io import VolumeError
@@ -46,7 +47,6 @@ from lib.security.log_filter import install_log_filter
 from lib.security.names import check_tag, is_uid
 from lib.server import apply_settings, forget_dicomweb_lists
 from lib.uploads import UploadSessions
-from lib.workers import start_workers
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.config import TaskConfig
@@ -83,6 +83,7 @@ class FastSAM3DApp(MONAILabelApp):
         self.app_conf = AppConf.parse(conf)
         if self.app_conf.threads:
             torch.set_num_threads(self.app_conf.threads)
+        start_compute_thread()
         self.store = SessionStore(self.app_conf.cache_bytes)
         self.prefetch = Prefetch(self.store)
         self.opened = Opened(self.datastore, self.prefetch)
@@ -182,7 +183,6 @@ class FastSAM3DApp(MONAILabelApp):
                 if name == DEFAULT_MODEL or name in self.app_conf.weights or "models" in self.conf:
                     raise
                 logger.warning("The model %s is not offered: %s", name, error)
-        start_workers()
         super().on_init_complete()
 
     def info(self) -> dict[str, Any]:

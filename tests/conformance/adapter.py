@@ -165,7 +165,7 @@ def _pipeline(case, weights, inputs):
 
 
 def _znorm(spec, weights, inputs):
-    return {"out": intensity.znorm_positive(_tensors(inputs)["x"]).numpy()}
+    return {"out": intensity.znorm_positive(inputs["x"])}
 
 
 def _clicks(spec, weights, inputs):
@@ -194,7 +194,7 @@ def _preprocess(spec, inputs):
     canonical, canonical_grid = preprocess.to_canonical(resampled, resampled_grid)
     frame = preprocess.frame_around_mask(label, grid)
     patch, label_patch = frame.crop(image), frame.crop(label, order=0)
-    normalised = intensity.znorm_positive(torch.from_numpy(patch)).numpy()
+    normalised = intensity.znorm_positive(patch)
     back = preprocess.label_back(label_patch, frame)
     return {
         "resampled_image": resampled[None],

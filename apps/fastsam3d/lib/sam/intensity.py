@@ -7,8 +7,6 @@ source volume. The models for images work on 8 bits, to which `grey_range` and `
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 AUTO, PERCENTILES = "auto", "percentiles"
 CT_WINDOWS = {"soft tissue": (40.0, 400.0), "lung": (-160.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
@@ -20,15 +18,17 @@ _AIR = (-1500.0, -700.0)  # the smallest voxel of a CT, padding apart
 _BINS = 1024
 
 
-def znorm_positive(x: Tensor) -> Tensor:
-    """Published rule: z-normalise with mean and unbiased standard deviation of all values > 0 of the whole tensor.
+def znorm_positive(x: np.ndarray) -> np.ndarray:
+    """Published rule: z-normalise with mean and unbiased standard deviation of all values > 0 of the whole array.
 
-    A patch without two differing positive values is only shifted by its mean. Shape is kept.
+    A patch without two differing positive values is only shifted by its mean. Shape is kept; float32.
     """
     positive = x[x > 0]
-    if positive.numel() < 2 or float(positive.std()) == 0.0:
-        return x - x.mean()
-    return (x - positive.mean()) / positive.std()
+    deviation = positive.std(dtype=np.float64, ddof=1) if positive.size > 1 else 0.0
+    if deviation == 0.0:
+        return np.subtract(x, x.mean(dtype=np.float64), dtype=np.float32)
+    shifted = np.subtract(x, positive.mean(dtype=np.float64), dtype=np.float32)
+    return np.divide(shifted, np.float32(deviation), out=shifted)
 
 
 def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
@@ -167,7 +167,7 @@ def normalise(patch: np.ndarray, inside: np.ndarray | None, mode: str) -> np.nda
         mode: "znorm_positive" (published) or "percentile_rank" (the compact models).
     """
     if mode == "znorm_positive":
-        return znorm_positive(torch.from_numpy(np.ascontiguousarray(patch))).numpy()[None]
+        return znorm_positive(patch)[None]
     if mode == "percentile_rank":
         return percentile_rank(patch, inside)
     raise ValueError(f"intensity must be znorm_positive or percentile_rank, got {mode!r}")

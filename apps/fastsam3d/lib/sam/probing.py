@@ -44,7 +44,6 @@ def cell_edge(segmenter: VolumeSegmenter) -> int:
     return segmenter.spec.patch_size // segmenter.spec.mask_size
 
 
-@torch.inference_mode()
 def answer_cells(
     segmenter: VolumeSegmenter, embedding, cells: np.ndarray, passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -56,17 +55,15 @@ def answer_cells(
     Returns:
         logits (N, m, m, m) float32, parts without the click removed; predicted IoU (N,).
     """
-    m, count, edge = segmenter.spec.mask_size, len(cells), cell_edge(segmenter)
+    count, edge = len(cells), cell_edge(segmenter)
     points = torch.tensor(cells * edge + edge // 2, dtype=torch.float32, device=segmenter.device)[:, None]
     labels = torch.ones(count, 1, dtype=torch.long, device=segmenter.device)
-    nothing = torch.zeros(count, 1, m, m, m, device=segmenter.device)
-    logits, iou = segmenter.decode(embedding, (points, labels), nothing, passes)
-    found = logits[:, 0].float().cpu().numpy()
+    logits, iou = segmenter.decode(embedding, (points, labels), passes=passes)
+    found = logits[:, 0].cpu().numpy()
     connected = np.stack([connected_to_clicks(one, cell[None]) for one, cell in zip(found, cells)])
-    return connected, iou[:, 0].float().cpu().numpy()
+    return connected, iou[:, 0].cpu().numpy()
 
 
-@torch.inference_mode()
 def probe(
     segmenter: VolumeSegmenter,
     volume: np.ndarray,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .build import Sam3D
+from .compute import computed
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .half import halved
@@ -41,7 +42,6 @@ from .prompts import Box, PromptError, Prompts
 from .session import ImageSession
 from .spec import SamSpec
 from .timing import stage
-from .turns import turns_on
 
 if TYPE_CHECKING:
     from .uncertainty import UncertaintyMap
@@ -133,29 +133,35 @@ class VolumeSegmenter:
             self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
         self.model.prompt_encoder.keep_position()
         self.weights_name, self.weights_version = weights_name, weights_version
-        self._turns = turns_on(str(self.device))
 
+    @computed
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
         # As it is: the first convolution turns it to the weights' order in half precision.
         patch = patch.to(self.device)
-        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        with self._precision():
             return self.model.encode(patch)
 
+    @computed
     def decode(
-        self, embedding, points: tuple[Tensor, Tensor], previous: Tensor, passes: int = 1
+        self, embedding, points: tuple[Tensor, Tensor], previous: Tensor | None = None, passes: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """`Sam3D.decode` likewise; logits and IoU in float32."""
-        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        """`Sam3D.decode` likewise, of zeros where there are no logits yet; logits and IoU in float32."""
+        if previous is None:
+            previous = torch.zeros(len(points[0]), 1, *(self.spec.mask_size,) * 3, device=self.device)
+        with self._precision():
             logits, iou = self.model.decode(embedding, points, previous, passes=passes)
         return logits.float(), iou.float()
 
+    @computed
     def sharpen(self, embedding, logits: Tensor) -> Tensor:
         """`Sam3D.sharpen` likewise, in float32."""
-        with self._turns, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        with self._precision():
             return self.model.sharpen(embedding, logits).float()
 
-    @torch.inference_mode()
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
+
     def segment(self, session: ImageSession, prompts: Prompts) -> Segmentation:
         """Answers prompts on an open session.
 
@@ -170,8 +176,7 @@ class VolumeSegmenter:
         if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
             warnings.append("the box is larger than the region that the model sees and was cut to it")
         with stage(timings, "decode"):
-            sharp = self.sharpen(view.embedding, view.logits)
-            logits = trilinear(self._shown(sharp, view.rounds)[0, 0], self.spec.patch_size).cpu().numpy()
+            logits = self._cube(view)
         with stage(timings, "paste"):
             mask_box, corner = view.frame.paste(logits)
         if mask_box.size == 0:
@@ -181,7 +186,6 @@ class VolumeSegmenter:
             mask_box, corner, volume.grid, iou, timings, tuple(warnings), self.weights_name, self.weights_version
         )
 
-    @torch.inference_mode()
     def look(self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None) -> View:
         """What the network says to prompts, in its patch.
 
@@ -214,6 +218,12 @@ class VolumeSegmenter:
             else:
                 state = self._replay(session, frame, embedding, rounds)
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
+
+    @computed
+    def _cube(self, view: View) -> np.ndarray:
+        """The logits (S, S, S) of the patch, as sharp as the model makes them."""
+        sharp = self._shown(self.sharpen(view.embedding, view.logits), view.rounds)
+        return trilinear(sharp[0, 0], self.spec.patch_size).cpu().numpy()
 
     def _shown(self, logits: Tensor, rounds) -> Tensor:
         """The logits (1, 1, n, n, n) of which the mask is made."""
@@ -339,16 +349,22 @@ class VolumeSegmenter:
             state, done = self._first_round(session, frame, embedding, rounds[0]), 1
             session.put((*base, tuple(rounds[:1])), state)
         for n in range(done, len(rounds)):
-            given = rounds[n] if self.spec.replay == "last" else [p for r in rounds[: n + 1] for p in r]
-            background = all(label == NEGATIVE for _, label in rounds[n])
-            passes = self.spec.background_passes if background else 1
-            logits, iou = self.decode(embedding, self._points(given), state.logits, passes)
-            if self.spec.steady:
-                newest = torch.tensor([p for p, _ in rounds[n]], dtype=torch.float32)
-                logits = steadied(state.logits, logits, newest, background, self.spec)
-            state = _State(logits, float(iou[0, 0]))
+            state = self._next_round(embedding, rounds[: n + 1], state)
             session.put((*base, tuple(rounds[: n + 1])), state)
         return state
+
+    @computed
+    def _next_round(self, embedding, rounds, before: _State) -> _State:
+        """The decoder passes over the last of some rounds."""
+        newest = rounds[-1]
+        given = newest if self.spec.replay == "last" else [p for r in rounds for p in r]
+        background = all(label == NEGATIVE for _, label in newest)
+        passes = self.spec.background_passes if background else 1
+        logits, iou = self.decode(embedding, self._points(given), before.logits, passes)
+        if self.spec.steady:
+            places = torch.tensor([p for p, _ in newest], dtype=torch.float32)
+            logits = steadied(before.logits, logits, places, background, self.spec)
+        return _State(logits, float(iou[0, 0]))
 
     def _first_round(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
         """All decoder passes over the first round."""
@@ -363,8 +379,7 @@ class VolumeSegmenter:
         key = ("first pass", self.weights_version, _frame_key(frame), first)
         state = session.get(key)
         if state is None:
-            zeros = torch.zeros(1, 1, *(self.spec.mask_size,) * 3, device=self.device)
-            logits, iou = self.decode(embedding, self._points(first), zeros)
+            logits, iou = self.decode(embedding, self._points(first))
             state = _State(logits, float(iou[0, 0]))
             session.put(key, state)
         return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import weights
+from .compute import compute
 from .segmenter import VolumeSegmenter
 from .slice_segmenter import SliceSegmenter
 from .spec import Sam2dSpec
@@ -13,11 +14,15 @@ Segmenter = VolumeSegmenter | SliceSegmenter
 
 
 def load_segmenter(resolved: weights.ResolvedWeights, device: torch.device | str = "cpu") -> Segmenter:
-    """Loads the weights into the segmenter of their kind of network.
+    """Loads the weights into the segmenter of their kind of network, where this process computes.
 
     Raises:
         WeightsError: as `weights.load_sam`.
     """
+    return compute(_load, resolved, device)
+
+
+def _load(resolved: weights.ResolvedWeights, device: torch.device | str) -> Segmenter:
     network = weights.load_sam(resolved, device)
     if isinstance(resolved.spec, Sam2dSpec):
         return SliceSegmenter(network, resolved.name, resolved.version, device)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from .build import Sam2D
+from .compute import computed
 from .device import has_bfloat16
 from .networks.fuse import fused_encoder
-from .turns import turns_on
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +81,20 @@ class SliceNetwork:
         if self.half:
             self.model.mask_decoder = InHalf(model.mask_decoder)
         self.model.eval().requires_grad_(False)
-        self._turns = turns_on(str(self.device))
 
-    @torch.inference_mode()
-    def encode(self, images: np.ndarray, batch: int = ENCODE_BATCH) -> Tensor:
-        """Images (B, 3, S, S) float32 in [0, 1] -> the encoder's embeddings (B, out, g, g), before any enlargement."""
+    def encode(self, images: np.ndarray, batch: int = ENCODE_BATCH) -> list[Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1] -> the encoder's embeddings (out, g, g), before any enlargement.
+
+        Each has memory of its own, so that it can be kept without the others.
+        """
+        return [one for n in range(0, len(images), batch) for one in self._encode(images[n : n + batch])]
+
+    @computed
+    def _encode(self, images: np.ndarray) -> list[Tensor]:
         pixels = torch.from_numpy(images).to(self.device, torch.bfloat16 if self.half else torch.float32)
-        batches = pixels.contiguous(memory_format=torch.channels_last).split(batch)
-        return torch.cat([self._encoded(part) for part in batches]).contiguous()
+        found = self.model.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return [one.clone(memory_format=torch.contiguous_format) for one in found]
 
-    def _encoded(self, part: Tensor) -> Tensor:
-        with self._turns:
-            return self.model.image_encoder(part)
-
-    @torch.inference_mode()
     def decode(
         self, embeddings: Sequence[Tensor], prompts: Sequence[SlicePrompt], batch: int = DECODE_BATCH
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,11 +116,11 @@ class SliceNetwork:
         for _, group in groupby(sorted(range(len(prompts)), key=form), form):
             members = list(group)
             for chunk in (members[i : i + batch] for i in range(0, len(members), batch)):
-                with self._turns:
-                    answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
+                answer = self._decode_alike([embeddings[n] for n in chunk], [prompts[n] for n in chunk])
                 logits[chunk], iou[chunk] = (x.cpu().numpy() for x in answer)
         return logits, iou
 
+    @computed
     def _decode_alike(self, embeddings: list[Tensor], prompts: list[SlicePrompt]) -> tuple[Tensor, Tensor]:
         """Prompts with the same number of clicks, all of them with a box or none."""
         shared = all(embedding is embeddings[0] for embedding in embeddings)

@@ -113,7 +113,7 @@ class SliceSource:
         with stage(self.timings, "crop"):
             images = np.stack([preprocess_image(self.image(index), self.frame.size) for index in indices])
         with stage(self.timings, "encode"):
-            found = dict(zip(indices, (e.clone() for e in self.network.encode(images))))
+            found = dict(zip(indices, self.network.encode(images)))
         for index, embedding in found.items():
             self.cache.put((*self.key, index), embedding)
         return found

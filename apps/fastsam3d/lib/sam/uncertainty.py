@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .compute import computed
 from .geometry import Grid
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW
 from .prompts import Prompts
-from .segmenter import VolumeSegmenter
+from .segmenter import View, VolumeSegmenter
 from .session import ImageSession
 
 SHIFT = 3
@@ -55,7 +56,6 @@ class UncertaintyMap:
         return tuple(int(p) + c for p, c in zip(peak, self.corner_ijk))
 
 
-@torch.inference_mode()
 def uncertainty_map(segmenter: VolumeSegmenter, session: ImageSession, prompts: Prompts) -> UncertaintyMap:
     """The uncertainty of the answer to these prompts; four decoder passes beyond the answer itself.
 
@@ -63,6 +63,14 @@ def uncertainty_map(segmenter: VolumeSegmenter, session: ImageSession, prompts: 
         PromptError: prompts that this scan or this model cannot be asked.
     """
     view = segmenter.look(session, prompts)
+    fine, disagreement = _measured(segmenter, view)
+    values, corner = view.frame.paste_values(fine)
+    return UncertaintyMap(values, corner, session.volume.grid, disagreement)
+
+
+@computed
+def _measured(segmenter: VolumeSegmenter, view: View) -> tuple[np.ndarray, float]:
+    """The uncertainty (S, S, S) in the patch, and the share of it that is disagreement."""
     given = view.rounds[-1] if segmenter.spec.replay == "last" else [p for r in view.rounds for p in r]
     points, labels = _moved(given, segmenter.spec.patch_size, segmenter.device)
     logits = [view.logits]
@@ -72,8 +80,7 @@ def uncertainty_map(segmenter: VolumeSegmenter, session: ImageSession, prompts: 
     mean = chance.mean(dim=0)
     doubt, total = float(_entropy(chance).mean()), float(_entropy(mean).mean())
     fine = _entropy(trilinear(mean, segmenter.spec.patch_size).clamp(0, 1)).numpy()
-    values, corner = view.frame.paste_values(fine)
-    return UncertaintyMap(values, corner, session.volume.grid, (total - doubt) / total if total > 0 else 0.0)
+    return fine, (total - doubt) / total if total > 0 else 0.0
 
 
 def _moved(given, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
