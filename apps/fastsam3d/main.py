@@ -34,6 +34,7 @@ from lib.infer_route import (
 from lib.infers.automatic import AutomaticInfer
 from lib.opened import Opened
 from lib.prefetch import Prefetch
+from lib.sam.allocator import keep_freed_memory
 from lib.sam.compute import start_compute_thread
 from lib.sam.segmenter import Segmentation
 from lib.sam.session import SessionStore
@@ -83,7 +84,7 @@ class FastSAM3DApp(MONAILabelApp):
         self.app_conf = AppConf.parse(conf)
         if self.app_conf.threads:
             torch.set_num_threads(self.app_conf.threads)
-        start_compute_thread()
+        keep_freed_memory()
         self.store = SessionStore(self.app_conf.cache_bytes)
         self.prefetch = Prefetch(self.store)
         self.opened = Opened(self.datastore, self.prefetch)
@@ -176,6 +177,7 @@ class FastSAM3DApp(MONAILabelApp):
         install_routes()
         install_access(self.app_conf.upload_bytes)
         install_log_filter()
+        start_compute_thread()
         for name, task in self._infers.items():
             try:
                 task.preload() if self.app_conf.preload else task.resolve()

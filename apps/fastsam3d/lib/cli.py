@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .sam.allocator import keep_freed_memory
+
 _PROGRAM = "python apps/fastsam3d"
 _USER_ERROR = 2
 _INTERRUPTED = 130
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         return _complain(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    keep_freed_memory()
     module_name, _, function = COMMANDS[name].target.partition(":")
     module = importlib.import_module(f".{module_name}", __package__)
     parser = argparse.ArgumentParser(prog=f"{_PROGRAM} {name}", description=COMMANDS[name].summary)

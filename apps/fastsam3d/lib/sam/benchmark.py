@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import build
 from .benchmark_rows import BenchRow, dtype_name
 from .build import Sam3D, build_sam
 from .intensity import normalise
 from .metrics import dice
-from .networks import attention, transformer
+from .networks import attention, layers, transformer, vit3d
 from .networks.layers import trilinear
 from .networks.prompt_maps import NEGATIVE, POSITIVE
 from .segmenter import VolumeSegmenter
@@ -132,9 +133,7 @@ class _Pair:
 
     def eager_encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`Sam3D.encode` in eager float32; the published networks with attention as published."""
-        if self.spec.decoder.refine:
-            return self.eager.encode(patch)
-        with attention_as_published():
+        with plain_layers() if self.spec.decoder.refine else attention_as_published():
             return self.eager.encode(patch)
 
     def served_cube(
@@ -191,6 +190,17 @@ def attention_as_published() -> Iterator[None]:
     with (
         mock.patch.object(attention, "attend", eager_attention),
         mock.patch.object(transformer, "attend", eager_attention),
+    ):
+        yield
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Makes the encoder of our own networks run as torch's layers are, without what makes them faster here."""
+    with (
+        mock.patch.object(layers, "gelu", F.gelu),
+        mock.patch.object(vit3d, "gelu", F.gelu),
+        mock.patch.object(build, "pool_cells", F.avg_pool3d),
     ):
         yield
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import gelu
+
 
 def upscaled_masks(layers: nn.Sequential, rows: Tensor, kernels: Tensor, grid: int) -> Tensor:
     """Cells of the embedding -> masks at four times their resolution.
@@ -27,8 +29,8 @@ def upscaled_masks(layers: nn.Sequential, rows: Tensor, kernels: Tensor, grid: i
     first, norm, _, second, _ = layers
     b, masks = kernels.shape[:2]
     x = _halves(first, rows)
-    x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    x = F.gelu(_halves(second, x))
+    x = gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    x = gelu(_halves(second, x))
     x = x @ kernels.transpose(1, 2)  # (B, g**3 * 8 * 8, masks)
     x = x.reshape(b, grid, grid, grid, 2, 2, 2, 8 * masks).permute(0, 1, 4, 2, 5, 3, 6, 7)
     x = x.reshape(b, 2 * grid, 2 * grid, 2 * grid, 2, 2, 2, masks).permute(0, 7, 1, 4, 2, 5, 3, 6)

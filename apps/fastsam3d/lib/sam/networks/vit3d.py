@@ -85,12 +85,20 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.conv1.weight.dtype == torch.bfloat16:
-            # First the type, then the order: a third of the time of both at once.
-            x = x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+            x = _channels_last_half(x)
         x = gelu(self.norm1(self.conv1(x)))
         fine = self.stage2(self.conv2(x))  # stride 4
         coarse = self.stage3(self.conv3(fine))  # stride 8
         return self.conv4(coarse).movedim(1, -1), (coarse, fine, x)
+
+
+def _channels_last_half(x: Tensor) -> Tensor:
+    """x (B, C, D, H, W) in bfloat16 with its channels next to each other."""
+    if x.shape[1] == 2 and x.dtype == torch.float32 and not torch.is_grad_enabled():
+        # A complex number's two parts lie next to each other: a third of the time of other ways on a CPU.
+        pairs = torch.view_as_real(torch.complex(x[:, 0], x[:, 1]))
+        return pairs.to(torch.bfloat16).movedim(-1, 1)
+    return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)  # faster than both at once
 
 
 class ImageEncoder3D(nn.Module):
