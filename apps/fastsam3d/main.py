@@ -22,6 +22,7 @@ from lib.activelearning.strategies import First, Random
 from lib.annotations import AtlasKeeper
 from lib.batch import BatchInfer
 from lib.conf import DEFAULT_MODEL, MODELS, AppConf, ConfError, weights_model
+from lib.gentle import read_gently
 from lib.http_errors import EXPECTED, as_http, install_handlers
 from lib.images import resolve_image
 from lib.infer_route import (
@@ -85,7 +86,7 @@ class FastSAM3DApp(MONAILabelApp):
         if self.app_conf.threads:
             torch.set_num_threads(self.app_conf.threads)
         keep_freed_memory()
-        self.store = SessionStore(self.app_conf.cache_bytes)
+        self.store = SessionStore(self.app_conf.cache_bytes, read=read_gently)
         self.prefetch = Prefetch(self.store)
         self.opened = Opened(self.datastore, self.prefetch)
         self._last_click = 0.0

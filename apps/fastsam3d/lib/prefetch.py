@@ -8,20 +8,17 @@ read only where there is room beside all images that are kept: nothing is droppe
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+from .gentle import be_gentle
 from .sam.session import SessionStore
 
 logger = logging.getLogger(__name__)
 
 WAITING = 3
 """So many of the newest wishes wait; who opens a study after another waits for the last ones only."""
-
-_NICE = 10  # clicks go first; trainings are nicer still
 
 Find = Callable[[], "tuple[str, str] | None"]
 """Finds an image (and fetches it): its id and path as a click would give them, None if there is none after all."""
@@ -72,8 +69,7 @@ class Prefetch:
             return self._changed.wait_for(lambda: not self._wishes and not self._busy, timeout=seconds)
 
     def _work(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        be_gentle()
         while True:
             with self._changed:
                 self._busy = False

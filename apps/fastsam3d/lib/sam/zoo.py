@@ -90,6 +90,39 @@ _ROWS += (
     replace(_OURS, name="fastsam3d_compact_normed", encoder=replace(_COMPACT, token_norm=True)),
 )
 
+# The published design in small, for the ablation: all that the decoder knows of the image passes through the layers.
+_SMALL = EncoderSpec(
+    channels=2,
+    width=192,
+    depth=12,
+    feedforward_layers=(),
+    mlp_ratio=3.0,
+    out=192,
+    residual="plain",
+    relative_position=False,
+    token_norm=True,
+)
+_SMALL_6 = replace(_SMALL, depth=6, feedforward_layers=(0, 1))
+_ROWS += tuple(
+    SamSpec(
+        f"fastsam3d_small_{name}",
+        encoder,
+        DecoderSpec(width=192, mlp_width=768, extra_masks=0, swapped_axes=False, boxes=True, dense_clicks=True),
+        intensity="percentile_rank",
+        lattice="click",
+        connected=True,
+        half=True,
+    )
+    for name, encoder in {
+        "teacher": _SMALL,
+        "m1": replace(_SMALL, feedforward_layers=(0, 1)),
+        "m2": _SMALL_6,
+        "m3": replace(_SMALL_6, depth=4),
+        "attention": replace(_SMALL_6, feedforward_layers=()),
+        "sparse": replace(_SMALL_6, attention="segment_dilated", sparse_configurations=((64, 1), (256, 4), (512, 8))),
+    }.items()
+)
+
 SPECS: dict[str, SamSpec] = {spec.name: spec for spec in _ROWS}
 
 _REPVIT = {  # widths and depths of the published RepViT family
