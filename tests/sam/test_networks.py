@@ -6,6 +6,7 @@ import pytest
 import torch
 from lib.sam.build import build_sam
 from lib.sam.networks.attention import DenseAttention, SegmentDilatedAttention, StridedAttention, relative_table
+from lib.sam.networks.transformer import CrossAttention
 from lib.sam.zoo import SPECS, get_spec
 
 
@@ -116,3 +117,21 @@ def test_parameter_counts_of_the_published_models():
     assert count(student) == 53_224_240
     assert count(teacher.image_encoder) == 92_924_928
     assert len(teacher.state_dict()) == 324 and len(student.state_dict()) == 216
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prompts_multiplied_with_projections_give_the_same_attention(batch):
+    """Few prompts and a whole image, either looking at the other: with the image projected, and without."""
+    torch.manual_seed(0)
+    layer = CrossAttention(96, 4, 2).eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    image, placed, prompts = torch.randn(1, 200, 96), torch.randn(1, 200, 96), torch.randn(batch, 5, 96)
+    with torch.inference_mode():
+        few, many = layer(prompts, placed, image), layer(placed, prompts, prompts)
+        torch.testing.assert_close(layer._few_look(prompts, placed, image), few, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer._many_look(placed, prompts, prompts), many, rtol=1e-4, atol=1e-4)
+        layer, image, placed, prompts = (x.bfloat16() for x in (layer, image, placed, prompts))
+        assert torch.equal(layer(prompts, placed, image), layer._few_look(prompts, placed, image))
+        assert torch.equal(layer(placed, prompts, prompts), layer._many_look(placed, prompts, prompts))
+        assert (layer(prompts, placed, image) - few).abs().max() < 0.03 * few.abs().max()
