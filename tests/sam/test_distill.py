@@ -58,14 +58,14 @@ def test_phases_fill_the_steps_without_gaps(mode, depth):
 
 
 @pytest.mark.parametrize(
-    ("spec", "m"), [("fastsam3d_compact_m1", 1), ("fastsam3d_compact", 2), ("fastsam3d_compact_m3", 3)]
+    ("spec", "m"), [("fastsam3d_small_m1", 1), ("fastsam3d_small_m2", 2), ("fastsam3d_small_m3", 3)]
 )
 def test_every_student_of_the_zoo_fits_the_teacher(spec, m):
     class Sized:
         def __init__(self, name):
             self.spec = get_spec(name)
 
-    assert factor(Sized("fastsam3d_compact_teacher"), Sized(spec)) == m
+    assert factor(Sized("fastsam3d_small_teacher"), Sized(spec)) == m
     with pytest.raises(ValueError, match="agree in width"):
         factor(Sized("sam_med3d"), Sized(spec))
 

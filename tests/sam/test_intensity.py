@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lib.sam.intensity import grey_range, looks_like_lung, normalise, percentile_rank, to_8bit, znorm_positive
+from lib.sam.intensity import grey_range, is_ct, looks_like_lung, normalise, percentile_rank, to_8bit, znorm_positive
 
 
 def _patch(seed=0):
@@ -69,14 +69,15 @@ def test_a_ct_is_cut_to_the_soft_tissue_window():
 
 
 def test_lung_is_told_from_soft_tissue_and_outer_air_in_ct_alone():
-    window = grey_range(ct())
     lung, air = np.full((6, 6, 1), -820, np.int16), np.full((6, 6, 1), -1000, np.int16)
-    assert looks_like_lung(lung, window, 0.5)
-    assert not looks_like_lung(air, window, 0.2)
-    assert not looks_like_lung(ct()[8:], window, 0.2)
+    assert looks_like_lung(lung, 0.5)
+    assert not looks_like_lung(air, 0.2)
+    assert not looks_like_lung(ct()[8:], 0.2)
     partly = np.concatenate([lung, np.full((18, 6, 1), 40, np.int16)])
-    assert looks_like_lung(partly, window, 0.2) and not looks_like_lung(partly, window, 0.5)
-    assert not looks_like_lung(lung, (-910, 590), 0.2)  # a window that somebody chose, or another modality
+    assert looks_like_lung(partly, 0.2) and not looks_like_lung(partly, 0.5)
+    assert is_ct(grey_range(ct()))
+    assert not is_ct(grey_range(ct() + 1000))
+    assert not is_ct((-910, 590))  # a window that somebody chose
 
 
 def test_other_scans_are_cut_to_percentiles_of_what_is_not_zero():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from lib.sam.build import build_sam2d
+from lib.sam.lungs import lung_clicks
 from lib.sam.prompts import Box, Click, PromptError, Prompts
 from lib.sam.session import SessionStore
 from lib.sam.slice_network import SliceNetwork, SlicePrompt
@@ -142,6 +143,26 @@ def test_lung_is_shown_in_the_lung_window_and_the_rest_in_that_of_soft_tissue(se
             assert not np.array_equal(mask(prompts, "auto"), mask(prompts, "soft tissue"))
         elsewhere = Prompts(box=Box((10, 10, 1), (28, 50, 1)))
         assert np.array_equal(mask(elsewhere, "auto"), mask(elsewhere, "soft tissue"))
+
+
+def test_a_box_around_a_crescent_of_lung_is_asked_with_clicks_on_it_and_beside_it(segmenter, tmp_path):
+    i, j = np.mgrid[:64, :60]
+    plane = np.full((64, 60), 40, np.int16)
+    plane[:3] = -1000
+    plane[np.hypot(i - 34, j - 30) < 24] = -850
+    plane[np.hypot(i - 34, j - 30) < 15] = 60  # the dome
+    nib.save(nib.Nifti1Image(np.repeat(plane[..., None], 3, axis=2), np.eye(4)), tmp_path / "chest.nii")
+    box = Box((11, 7, 1), (57, 53, 1))
+    told = tuple(Click((x, y, 1), on_lung) for x, y, on_lung in lung_clicks(plane.T, (11, 7, 57, 53)))
+    with SessionStore(2**30).open("x", tmp_path / "chest.nii") as session:
+
+        def mask(prompts, window="auto"):
+            return segmenter.segment(session, prompts, SliceOptions(single=True, window=window)).full_mask()
+
+        assert {click.positive for click in told} == {True, False}
+        assert np.array_equal(mask(Prompts(box=box)), mask(Prompts(told, box), "lung"))
+        on_dome = Prompts((Click((34, 30, 1)),), box)  # the user means the dome
+        assert np.array_equal(mask(on_dome), mask(on_dome, "lung"))
 
 
 def test_clicks_for_one_slice_must_lie_in_one(segmenter, session):

@@ -135,19 +135,25 @@ def grey_range(volume: np.ndarray, window: str = AUTO) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def looks_like_lung(asked: np.ndarray, limits: tuple[float, float], share: float) -> bool:
+def looks_like_lung(asked: np.ndarray, share: float) -> bool:
     """Whether prompts point at aerated lung, which is as black as air in the soft-tissue window.
 
     Args:
-        asked: intensities in a box or around a click. limits: what `grey_range` chose for the scan by itself; only CT, for
-            which it is the soft-tissue window, has intensities that mean anything here.
-        share: of the voxels that must have the density of lung.
+        asked: Hounsfield units in a box or around a click. share: of the voxels that must have the density of lung.
     """
+    return asked.size > 0 and float(aerated(asked).mean()) >= share
+
+
+def is_ct(limits: tuple[float, float]) -> bool:
+    """Whether these are the limits that `grey_range` chooses by itself for a CT, and for nothing else."""
     level, width = CT_WINDOWS["soft tissue"]
-    if limits != (level - width / 2, level + width / 2) or not asked.size:
-        return False
+    return limits == (level - width / 2, level + width / 2)
+
+
+def aerated(values: np.ndarray) -> np.ndarray:
+    """Which Hounsfield units are those of lung that holds air; bool, of the same shape."""
     low, high = _AERATED
-    return float(((asked > low) & (asked < high)).mean()) >= share
+    return (values > low) & (values < high)
 
 
 def to_8bit(values: np.ndarray, low: float, high: float) -> np.ndarray:

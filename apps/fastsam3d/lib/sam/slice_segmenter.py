@@ -14,7 +14,8 @@ import torch
 
 from .build import Sam2D
 from .geometry import Grid
-from .intensity import AUTO, grey_range, looks_like_lung, to_8bit
+from .intensity import AUTO, aerated, grey_range, is_ct, looks_like_lung, to_8bit
+from .lungs import box_means_lung, lung_clicks
 from .prompts import PromptError, Prompts
 from .propagation import SliceMask, StackPlan, follow
 from .segmenter import Segmentation
@@ -94,8 +95,15 @@ class SliceSegmenter:
         axis = plane_axis(volume.grid, prompts, options.single) if options.axis is None else options.axis
         frame = _frame(volume.grid, axis, self.spec.image_size)
         plan, warnings = plan_prompts(volume.grid, prompts, axis, frame, options.single, options.extent)
-        source = self._source(session, axis, frame, self.limits(session, prompts, options.window, timings), timings)
-        masks = follow([plan], source.predict, frame, self.spec.margin)[0]
+        limits, around_lung = self._looked_at(session, prompts, options.window, axis, timings)
+        source = self._source(session, axis, frame, limits, timings)
+
+        def predict(asked: Sequence[tuple[int, SlicePrompt]], coming: Sequence[int]) -> list[SliceMask]:
+            if around_lung:
+                asked = [(n, _with_lung(slice_image(volume.array, axis, n), prompt, frame)) for n, prompt in asked]
+            return source.predict(asked, coming)
+
+        masks = follow([plan], predict, frame, self.spec.margin)[0]
         with stage(timings, "paste"):
             mask_box, corner = assemble(masks, axis)
         if not mask_box.size:
@@ -151,12 +159,18 @@ class SliceSegmenter:
         source = SliceSource(self.network, lambda index: stack[index], frame, Memory(CACHE_BYTES))
         return follow([stack_plan(box, frame) for box in boxes], source.predict, frame, self.spec.margin)
 
-    @staticmethod
-    def limits(
-        session: ImageSession, prompts: Prompts, window: str = AUTO, timings: dict[str, float] | None = None
-    ) -> tuple[float, float]:
+    @classmethod
+    def limits(cls, session: ImageSession, prompts: Prompts, window: str = AUTO) -> tuple[float, float]:
         """The intensities that become black and white; the first prompt decides, so that later clicks see the same slices."""
-        array, timings = session.volume.array, {} if timings is None else timings
+        axis = plane_axis(session.volume.grid, prompts, single=True)
+        return cls._looked_at(session, prompts, window, axis, {})[0]
+
+    @staticmethod
+    def _looked_at(
+        session: ImageSession, prompts: Prompts, window: str, axis: int, timings: dict[str, float]
+    ) -> tuple[tuple[float, float], bool]:
+        """The limits of `limits`, and whether a box was drawn around lung."""
+        array = session.volume.array
 
         def limits(window: str) -> tuple[float, float]:
             found = session.get(("grey_range", window))
@@ -166,9 +180,12 @@ class SliceSegmenter:
                 session.put(("grey_range", window), found)
             return found
 
+        if window != AUTO or not is_ct(limits(AUTO)):
+            return limits(window), False
+        around_lung = _around_lung(array, prompts, axis)
         share = _LUNG_AT_CLICK if prompts.box is None else _LUNG_IN_BOX
-        lung = window == AUTO and looks_like_lung(array[_first_asked(prompts)], limits(AUTO), share)
-        return limits("lung" if lung else window)
+        lung = around_lung or looks_like_lung(array[_first_asked(prompts)], share)
+        return limits("lung" if lung else AUTO), around_lung
 
     def _source(
         self,
@@ -196,6 +213,30 @@ def _first_asked(prompts: Prompts) -> tuple[slice, ...]:
         return tuple(slice(low, high + 1) for low, high in zip(prompts.box.low_ijk, prompts.box.high_ijk))
     first = next(click.ijk for click in prompts.clicks if click.positive)
     return tuple(slice(max(0, c - _AROUND), c + _AROUND + 1) for c in first)
+
+
+def _around_lung(array: np.ndarray, prompts: Prompts, axis: int) -> bool:
+    """Whether the box was drawn around lung, in its middle slice; a click on something else in it means that."""
+    if prompts.box is None:
+        return False
+    x, y = plane_axes(axis)
+    low, high = prompts.box.low_ijk, prompts.box.high_ijk
+    plane = slice_image(array, axis, (low[axis] + high[axis]) // 2)
+    clicked = np.array([array[click.ijk] for click in prompts.clicks if click.positive])
+    return bool(aerated(clicked).all()) and box_means_lung(plane, (low[x], low[y], high[x], high[y]))
+
+
+def _with_lung(plane: np.ndarray, prompt: SlicePrompt, frame: SliceFrame) -> SlicePrompt:
+    """A prompt with clicks, before the user's, that tell lung from what else its box holds."""
+    if prompt.box is None:
+        return prompt
+    edges = np.array(prompt.box) / frame.scale
+    x0, y0 = np.floor(edges[:2]).astype(int)
+    x1, y1 = np.minimum(np.ceil(edges[2:]).astype(int), np.array(plane.shape[::-1]) - 1)
+    found = lung_clicks(plane, (x0, y0, x1, y1))
+    places = frame.points_to_model(np.array([place for *place, _ in found]).reshape(-1, 2)).tolist()
+    told = tuple((x, y, int(on_lung)) for (x, y), (*_, on_lung) in zip(places, found))
+    return SlicePrompt(prompt.box, (*told, *prompt.clicks))
 
 
 def stack_plan(box: np.ndarray, frame: SliceFrame) -> StackPlan:

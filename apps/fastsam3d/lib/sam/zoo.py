@@ -81,16 +81,14 @@ _ROWS = (
 
 _OURS = next(row for row in _ROWS if row.name == "fastsam3d_compact")
 _ROWS += (
-    # For distillation and its ablation: a teacher of 12 layers, students of 12 / m, and attention in every layer.
+    # The default's teacher of 12 layers.
     replace(_OURS, name="fastsam3d_compact_teacher", encoder=replace(_COMPACT, depth=12, feedforward_layers=())),
-    replace(_OURS, name="fastsam3d_compact_m1", encoder=replace(_COMPACT, depth=12)),
-    replace(_OURS, name="fastsam3d_compact_m3", encoder=replace(_COMPACT, depth=4)),
-    replace(_OURS, name="fastsam3d_compact_attention", encoder=replace(_COMPACT, feedforward_layers=())),
     # Not shipped yet: tokens that differ from each other, see docs/models.md.
     replace(_OURS, name="fastsam3d_compact_normed", encoder=replace(_COMPACT, token_norm=True)),
 )
 
-# The published design in small, for the ablation: all that the decoder knows of the image passes through the layers.
+# The published design in small, for the ablation: all that the decoder knows of the image passes through the layers. A teacher,
+# students of 12 / m layers, attention in every layer, and sparse attention.
 _SMALL = EncoderSpec(
     channels=2,
     width=192,

@@ -42,13 +42,13 @@ class Arm:
 
 
 ARMS = (
-    Arm("progressive", "fastsam3d_compact", "progressive", "layer after layer (ours, m = 2)"),
-    Arm("fitnets", "fastsam3d_compact", "fitnets", "all layers at once, as FitNets"),
-    Arm("output", "fastsam3d_compact", "output", "the embedding alone, as MobileSAM"),
-    Arm("m1", "fastsam3d_compact_m1", "progressive", "12 layers, m = 1"),
-    Arm("m3", "fastsam3d_compact_m3", "progressive", "4 layers, m = 3"),
-    Arm("attention", "fastsam3d_compact_attention", "progressive", "6 attention layers"),
-    Arm("sparse", "fastsam3d_compact_sparse", "progressive", "sparse attention"),
+    Arm("progressive", "fastsam3d_small_m2", "progressive", "layer after layer (ours, m = 2)"),
+    Arm("fitnets", "fastsam3d_small_m2", "fitnets", "all layers at once, as FitNets"),
+    Arm("output", "fastsam3d_small_m2", "output", "the embedding alone, as MobileSAM"),
+    Arm("m1", "fastsam3d_small_m1", "progressive", "12 layers, m = 1"),
+    Arm("m3", "fastsam3d_small_m3", "progressive", "4 layers, m = 3"),
+    Arm("attention", "fastsam3d_small_attention", "progressive", "6 attention layers"),
+    Arm("sparse", "fastsam3d_small_sparse", "progressive", "sparse attention"),
 )
 
 
