@@ -163,6 +163,8 @@ def test_a_box_around_a_crescent_of_lung_is_asked_with_clicks_on_it_and_beside_i
         assert np.array_equal(mask(Prompts(box=box)), mask(Prompts(told, box), "lung"))
         on_dome = Prompts((Click((34, 30, 1)),), box)  # the user means the dome
         assert np.array_equal(mask(on_dome), mask(on_dome, "lung"))
+        thick = Prompts(box=Box((11, 7, 0), (57, 53, 2)))
+        assert np.array_equal(mask(thick), mask(thick, "lung"))
 
 
 def test_clicks_for_one_slice_must_lie_in_one(segmenter, session):

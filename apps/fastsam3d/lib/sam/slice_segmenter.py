@@ -216,12 +216,15 @@ def _first_asked(prompts: Prompts) -> tuple[slice, ...]:
 
 
 def _around_lung(array: np.ndarray, prompts: Prompts, axis: int) -> bool:
-    """Whether the box was drawn around lung, in its middle slice; a click on something else in it means that."""
-    if prompts.box is None:
+    """Whether a box in one slice was drawn around lung; a click on something else in it means that.
+
+    The faces of a box through several slices tell less: lung lies at those of a rib.
+    """
+    if prompts.box is None or prompts.box.low_ijk[axis] != prompts.box.high_ijk[axis]:
         return False
     x, y = plane_axes(axis)
     low, high = prompts.box.low_ijk, prompts.box.high_ijk
-    plane = slice_image(array, axis, (low[axis] + high[axis]) // 2)
+    plane = slice_image(array, axis, low[axis])
     clicked = np.array([array[click.ijk] for click in prompts.clicks if click.positive])
     return bool(aerated(clicked).all()) and box_means_lung(plane, (low[x], low[y], high[x], high[y]))
 
