@@ -28,6 +28,14 @@ def test_what_lies_at_the_faces_and_not_beyond_them_is_meant(chest):
     assert not box_means_lung(chest, (0, 0, 79, 69))  # the whole slice
 
 
+def test_clicks_say_what_is_meant(chest):
+    chest[30:33, 17:20] = TISSUE  # a vessel
+    assert box_means_lung(chest, AROUND_LUNG, [(18, 31)])
+    assert box_means_lung(chest, AROUND_LUNG, [(40, 14)])  # on the lung
+    assert not box_means_lung(chest, AROUND_LUNG, [(40, 14), (40, 40)])
+    assert box_means_lung(chest, AROUND_LUNG, [(2, 2)])  # outside the box
+
+
 @pytest.mark.parametrize("other", [GAS, AIR, TISSUE])
 def test_gas_in_bowel_is_no_lung(chest, other):
     chest[chest == LUNG] = other

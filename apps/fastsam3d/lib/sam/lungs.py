@@ -7,6 +7,8 @@ click on the lung and one on what else the box holds, at the places that are far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -27,11 +29,14 @@ _LEAST_DEPTH = {
 }  # pixels from the border at which a click on the lung, and one beside it, is told
 
 
-def box_means_lung(plane: np.ndarray, box_xy: tuple[int, int, int, int]) -> bool:
+def box_means_lung(
+    plane: np.ndarray, box_xy: tuple[int, int, int, int], on_object: Sequence[tuple[int, int]] = ()
+) -> bool:
     """Whether a box was drawn around lung.
 
     Args:
         plane: (H, W) Hounsfield units of the slice. box_xy: first and last column and row, x0, y0, x1, y1.
+        on_object: (x, y) of clicks that say what is meant: one on the dome means the dome, one on a vessel in the lung the lung.
     """
     x0, y0, x1, y1 = box_xy
     inside = plane[y0 : y1 + 1, x0 : x1 + 1]
@@ -49,7 +54,20 @@ def box_means_lung(plane: np.ndarray, box_xy: tuple[int, int, int, int]) -> bool
     for face, strip, beyond, axis in lines:
         outer = strip.take(beyond, axis).mean() if 0 <= beyond < strip.shape[axis] else 0.0
         more += face.mean() - outer
-    return bool(more >= _AT_FACES)
+    return bool(more >= _AT_FACES) and not _on_the_rest(lung, box_xy, on_object, lung_clicks(plane, box_xy))
+
+
+def _on_the_rest(
+    lung: np.ndarray,
+    box_xy: tuple[int, int, int, int],
+    clicks: Sequence[tuple[int, int]],
+    told: Sequence[tuple[int, int, bool]],
+) -> bool:
+    """Whether one of the clicks lies on what the click beside the lung would be put on."""
+    x0, y0, x1, y1 = box_xy
+    parts, _ = ndimage.label(~lung[y0 : y1 + 1, x0 : x1 + 1])
+    rest = {parts[y - y0, x - x0] for x, y, on_lung in told if not on_lung}
+    return any(x0 <= x <= x1 and y0 <= y <= y1 and parts[y - y0, x - x0] in rest for x, y in clicks)
 
 
 def lung_clicks(plane: np.ndarray, box_xy: tuple[int, int, int, int]) -> list[tuple[int, int, bool]]:

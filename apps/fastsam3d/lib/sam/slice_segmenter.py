@@ -14,7 +14,7 @@ import torch
 
 from .build import Sam2D
 from .geometry import Grid
-from .intensity import AUTO, aerated, grey_range, is_ct, looks_like_lung, to_8bit
+from .intensity import AUTO, grey_range, is_ct, looks_like_lung, to_8bit
 from .lungs import box_means_lung, lung_clicks
 from .prompts import PromptError, Prompts
 from .propagation import SliceMask, StackPlan, follow
@@ -216,17 +216,16 @@ def _first_asked(prompts: Prompts) -> tuple[slice, ...]:
 
 
 def _around_lung(array: np.ndarray, prompts: Prompts, axis: int) -> bool:
-    """Whether a box in one slice was drawn around lung; a click on something else in it means that.
-
-    The faces of a box through several slices tell less: lung lies at those of a rib.
-    """
+    """Whether a box in one slice was drawn around lung. The faces of a box through several tell less: lung lies at those of a rib."""
     if prompts.box is None or prompts.box.low_ijk[axis] != prompts.box.high_ijk[axis]:
         return False
     x, y = plane_axes(axis)
     low, high = prompts.box.low_ijk, prompts.box.high_ijk
     plane = slice_image(array, axis, low[axis])
-    clicked = np.array([array[click.ijk] for click in prompts.clicks if click.positive])
-    return bool(aerated(clicked).all()) and box_means_lung(plane, (low[x], low[y], high[x], high[y]))
+    clicks = [
+        (click.ijk[x], click.ijk[y]) for click in prompts.clicks if click.positive and click.ijk[axis] == low[axis]
+    ]
+    return box_means_lung(plane, (low[x], low[y], high[x], high[y]), clicks)
 
 
 def _with_lung(plane: np.ndarray, prompt: SlicePrompt, frame: SliceFrame) -> SlicePrompt:
