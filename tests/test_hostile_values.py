@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from lib.dicom_seg import names_of
 from lib.infer_route import parse_params
@@ -221,6 +221,7 @@ def test_a_label_of_an_image_whose_unused_grid_is_damaged(tmp_path, quaternion):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(names, st.integers(0, 4000)), max_size=5), st.binary(max_size=80), st.integers(0, 500))
+@example([("", 0), ("", 0)], b"\x00\x01", 176)  # a member before the file's begin
 def test_an_archive_unpacks_into_its_folder_within_bounds_or_is_refused(tmp_path, members, noise, at):
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:

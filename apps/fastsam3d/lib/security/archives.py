@@ -80,7 +80,7 @@ def _copy(source: Any, target: BinaryIO, most: int) -> int:
 
 
 class _ShortReads:
-    """A file of which nobody reads much at once: a forged directory of gigabytes is refused, not loaded."""
+    """A file of which nobody reads much at once, nor before its begin: a forged directory of gigabytes is refused, not loaded."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -93,6 +93,11 @@ class _ShortReads:
                 raise TooMuchError("the archive's directory is too large")
             return data
         return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 0 and offset < 0:  # the system would call it an error of the disk
+            raise ArchiveError("the archive's directory points before its begin")
+        return self._file.seek(offset, whence)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
