@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     teacher = read_teacher(args.teacher)
     spec = teacher.spec
-    source = TrainingPatches(_PATCH_SEED, spec.patch_size, spec.spacing_mm, spec.intensity, 4, [], 0.0)
+    source = TrainingPatches.of(spec, _PATCH_SEED, 4)
     origin = f"teacher {file_sha256(args.teacher)}, {args.patches} patches of seed {_PATCH_SEED}"
     patches = PatchPool.fill(args.out / "patches", args.patches, source, teacher, origin, device)
     cases = validation_cases(spec, args.cases)

@@ -14,8 +14,8 @@ _LARGEST_BYTES = 32 * 2**20  # more, glibc does not take; scans are larger, and 
 def keep_freed_memory() -> None:
     """Makes glibc keep up to 256 MiB that were freed, in blocks of up to 32 MiB, for the layers to come.
 
-    Otherwise the results of large layers are pages that the system makes anew in every pass, a fifth of the time in which
-    a patch is encoded on a CPU. With another C library, or where the user set glibc's own variables, nothing is changed.
+    Otherwise the results of large layers are pages that the system makes anew in every pass, which is
+    measured in docs/benchmarks.md. With another C library, or where the user set glibc's own variables, nothing is changed.
     """
     chosen = os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
     if sys.platform != "linux" or chosen or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""):

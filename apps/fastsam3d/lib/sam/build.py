@@ -39,7 +39,7 @@ class Sam3D(nn.Module):
         """
         embedding, stem = self.image_encoder.forward_features(patch, window)
         skips = stem[:2]
-        cell = self.spec.patch_size // self.spec.mask_size
+        cell = self.spec.cell
         parts = pool_cells(patch, cell // 2) if self.spec.decoder.sharpen else None
         if self.spec.decoder.appearance:
             skips = (*skips, pool_cells(patch, cell) if parts is None else pool_cells(parts, 2))

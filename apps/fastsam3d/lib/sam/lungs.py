@@ -23,10 +23,8 @@ _DARK, _GAS = -400.0, -890.0
 """Hounsfield units: what is darker than the first is lung or gas, and gas if its median is below the second (measured: lungs -474 to
 -870, gas in stomach and bowel -908 to -978)."""
 
-_LEAST_DEPTH = {
-    True: 1.0,
-    False: 3.0,
-}  # pixels from the border at which a click on the lung, and one beside it, is told
+_LEAST_DEPTH = {True: 1.0, False: 3.0}
+"""Pixels from the border at which a click on the lung (True), and one beside it, is told."""
 
 
 def box_means_lung(
@@ -44,30 +42,31 @@ def box_means_lung(
     if not dark.size or np.median(dark) < _GAS:
         return False
     lung = aerated(plane)
-    columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
-    lines = [(lung[rows, x0], lung[rows, :], x0 - _BEYOND, 1), (lung[rows, x1], lung[rows, :], x1 + _BEYOND, 1)]
-    lines += [
-        (lung[y0, columns], lung[:, columns], y0 - _BEYOND, 0),
-        (lung[y1, columns], lung[:, columns], y1 + _BEYOND, 0),
-    ]
-    more = 0.0
-    for face, strip, beyond, axis in lines:
-        outer = strip.take(beyond, axis).mean() if 0 <= beyond < strip.shape[axis] else 0.0
-        more += face.mean() - outer
-    return bool(more >= _AT_FACES) and not _on_the_rest(lung, box_xy, on_object, lung_clicks(plane, box_xy))
+    columns, rows = lung[:, x0 : x1 + 1], lung[y0 : y1 + 1].T  # both with the lines that cross the box's faces first
+    more = sum(
+        _share(lines, face) - _share(lines, face + away)
+        for lines, low, high in ((columns, y0, y1), (rows, x0, x1))
+        for face, away in ((low, -_BEYOND), (high, _BEYOND))
+    )
+    return more >= _AT_FACES and not _on_the_rest(lung, plane, box_xy, on_object)
+
+
+def _share(lines: np.ndarray, index: int) -> float:
+    """How much of a line is True; 0 beyond the image."""
+    return float(lines[index].mean()) if 0 <= index < len(lines) else 0.0
 
 
 def _on_the_rest(
-    lung: np.ndarray,
-    box_xy: tuple[int, int, int, int],
-    clicks: Sequence[tuple[int, int]],
-    told: Sequence[tuple[int, int, bool]],
+    lung: np.ndarray, plane: np.ndarray, box_xy: tuple[int, int, int, int], clicks: Sequence[tuple[int, int]]
 ) -> bool:
     """Whether one of the clicks lies on what the click beside the lung would be put on."""
     x0, y0, x1, y1 = box_xy
+    clicks = [(x - x0, y - y0) for x, y in clicks if x0 <= x <= x1 and y0 <= y <= y1]
+    if not clicks:
+        return False
     parts, _ = ndimage.label(~lung[y0 : y1 + 1, x0 : x1 + 1])
-    rest = {parts[y - y0, x - x0] for x, y, on_lung in told if not on_lung}
-    return any(x0 <= x <= x1 and y0 <= y <= y1 and parts[y - y0, x - x0] in rest for x, y in clicks)
+    rest = {parts[y - y0, x - x0] for x, y, on_lung in lung_clicks(plane, box_xy) if not on_lung}
+    return any(parts[y, x] in rest for x, y in clicks)
 
 
 def lung_clicks(plane: np.ndarray, box_xy: tuple[int, int, int, int]) -> list[tuple[int, int, bool]]:

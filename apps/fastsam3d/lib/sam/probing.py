@@ -39,11 +39,6 @@ class Probe:
         return 1 - (self.iou + self.clarity + self.agreement) / 3
 
 
-def cell_edge(segmenter: VolumeSegmenter) -> int:
-    """Patch voxels along a cell of the masks."""
-    return segmenter.spec.patch_size // segmenter.spec.mask_size
-
-
 def answer_cells(
     segmenter: VolumeSegmenter, embedding, cells: np.ndarray, passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +50,7 @@ def answer_cells(
     Returns:
         logits (N, m, m, m) float32, parts without the click removed; predicted IoU (N,).
     """
-    count, edge = len(cells), cell_edge(segmenter)
+    count, edge = len(cells), segmenter.spec.cell
     points = torch.tensor(cells * edge + edge // 2, dtype=torch.float32, device=segmenter.device)[:, None]
     labels = torch.ones(count, 1, dtype=torch.long, device=segmenter.device)
     logits, iou = segmenter.decode(embedding, (points, labels), passes=passes)
@@ -78,7 +73,7 @@ def probe(
         volume: (I, J, K) array of the scan. centre_ijk: (3,) the voxel clicked on.
         rng: draws where the click is moved to. floor: (padding_floor(volume),) if it is known.
     """
-    spec, edge = segmenter.spec, cell_edge(segmenter)
+    spec, edge = segmenter.spec, segmenter.spec.cell
     centre = tuple(int(v) for v in np.clip(np.round(centre_ijk), 0, np.array(grid.shape) - 1))
     frame = place_patch(grid, Prompts((Click(centre),)), spec)
     floor = floor or (padding_floor(volume),)

@@ -23,8 +23,8 @@ class EncoderSpec:
         attention: "dense", "strided" (as published), "strided_fp16" (its float16 interface) or "segment_dilated".
         sparse_configurations: (segment, dilation) pairs of "segment_dilated".
         relative_position: the published position term (dense) and its tables.
-        stem_widths: channels at strides 2, 4, 8 of a convolutional stem whose features also reach the decoder;
-            () for the published patch embedding.
+        stem_widths: channels at strides 2, 4, 8 of a convolutional stem, whose features also reach a decoder that
+            refines; () for the published patch embedding.
         token_norm: each channel of the tokens is brought to mean 0 and variance 1 over the patch before positions are added.
     """
 
@@ -132,6 +132,11 @@ class SamSpec:
     def mask_size(self) -> int:
         """Edge of the low-resolution masks, voxels (four a token, as published)."""
         return 4 * self.encoder.grid
+
+    @property
+    def cell(self) -> int:
+        """Edge of a voxel of the low-resolution masks, voxels of the patch."""
+        return self.patch_size // self.mask_size
 
 
 @dataclass(frozen=True)

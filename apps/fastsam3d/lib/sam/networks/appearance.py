@@ -46,7 +46,7 @@ class Appearance(nn.Module):
     def __init__(self, spec: SamSpec) -> None:
         super().__init__()
         _, fine, coarse = spec.encoder.stem_widths
-        self.cell = spec.patch_size // spec.mask_size
+        self.cell = spec.cell
         self.key = nn.Conv3d(fine, KEY_CHANNELS, 1)
         self.channels = spec.encoder.channels + 1
         self.grow = bool(spec.decoder.grow)

@@ -65,15 +65,15 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions with strides 2, 4, 8, 16 -> tokens, and features at strides 8, 4 and 2 for the mask decoder.
+    """Convolutions with strides 2, 4, 8 and up to the patch -> tokens, and features at strides 8, 4 and 2 for the mask decoder.
 
-    Only for patch 16. `spec.stem_widths` = channels at strides 2, 4, 8.
+    For patches of 8 or 16. `spec.stem_widths` = channels at strides 2, 4, 8.
     """
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        if spec.patch != 16:
-            raise ValueError(f"the convolutional stem is made for patch 16, got {spec.patch}")
+        if spec.patch not in (8, 16):
+            raise ValueError(f"the convolutional stem is made for patches of 8 or 16, got {spec.patch}")
         a, b, c = spec.stem_widths
         self.conv1 = nn.Conv3d(spec.channels, a, 3, stride=2, padding=1)
         self.norm1 = nn.GroupNorm(4, a)
@@ -81,7 +81,7 @@ class ConvStem(nn.Module):
         self.stage2 = ResidualConv3d(b)
         self.conv3 = nn.Conv3d(b, c, 2, stride=2)
         self.stage3 = ResidualConv3d(c)
-        self.conv4 = nn.Conv3d(c, spec.width, 2, stride=2)
+        self.conv4 = nn.Conv3d(c, spec.width, spec.patch // 8, stride=spec.patch // 8)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.conv1.weight.dtype == torch.bfloat16:

@@ -8,7 +8,7 @@ A sample is a dict of tensors, V cubes of edge s (s = S, or smaller cubes cut fr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from ..anatomy.rendering import render
 from ..anatomy.scenes import from_label_map
 from ..intensity import normalise
 from ..preprocess import read_volume
+from ..spec import SamSpec
 
 MIN_VOXELS = 60
+CASE_EDGE = 128  # voxels; scenes are made for cubes of about this size, smaller patches are cut from them
 
 
 @dataclass
@@ -167,7 +169,8 @@ class TrainingPatches(IterableDataset):
         mix: scenes of the generated cases.
 
     Attributes:
-        edge, cubes: edge and number of the cubes of a sample; may be changed between samples (no workers).
+        edge, cubes: edge and number of the cubes of a sample; may be changed between samples (no workers). At first a
+            sample is one whole case.
     """
 
     def __init__(
@@ -186,6 +189,18 @@ class TrainingPatches(IterableDataset):
         self.objects, self.scans, self.real_share, self.reuse = objects, scans, real_share, reuse
         self.mix = mix
         self.edge, self.cubes = size, 1
+
+    @classmethod
+    def of(cls, spec: SamSpec, seed: int, objects: int, scans: Sequence[LabelledScan] = (), **rest) -> TrainingPatches:
+        """Patches of a network's size, with its intensities; cut from larger cases where that size is small.
+
+        Args:
+            rest: real_share, reuse, mix.
+        """
+        size = max(CASE_EDGE, spec.patch_size)
+        patches = cls(seed, size, spec.spacing_mm, spec.intensity, objects, list(scans), **rest)
+        patches.edge = spec.patch_size
+        return patches
 
     def case(self, draw: Draw) -> Case:
         """One fresh case, real or generated."""

@@ -190,10 +190,7 @@ class Distillation:
         self.half = has_bfloat16(self.device)
         self.step = 0
         self.rows: list[dict] = []
-        spec = student.spec
-        self.data = data or TrainingPatches(
-            config.seed, spec.patch_size, spec.spacing_mm, spec.intensity, config.objects, [], 0.0
-        )
+        self.data = data or TrainingPatches.of(student.spec, config.seed, config.objects)
 
     @property
     def checkpoint(self) -> Path:
@@ -284,5 +281,6 @@ class Distillation:
         c, draw = self.config, Draw(self.config.seed * 7919 + self.step)
         halves = target[:, : c.objects].to(self.device).float() / 64
         boxed = self.student.spec.decoder.boxes and draw.chance(c.box_share)
-        outs, sharp = unroll(self.student, image, occupancy(halves, 2), c.rounds, boxed, draw.chance(0.5), 0.3, 0.35)
+        cells = occupancy(halves, self.student.spec.cell // 2)
+        outs, sharp = unroll(self.student, image, cells, c.rounds, boxed, draw.chance(0.5), 0.3, 0.35)
         return rounds_loss(outs, sharp, halves)["total"]

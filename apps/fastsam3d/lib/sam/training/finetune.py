@@ -36,7 +36,7 @@ class Finetuning(Tuning):
         with_box = self.spec.decoder.boxes and draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             outs, sharp = unroll(
-                self.model, image, occupancy(halves, 2), rounds, with_box, draw.chance(0.5), c.uniform_share,
+                self.model, image, occupancy(halves, self.spec.cell // 2), rounds, with_box, draw.chance(0.5), c.uniform_share,
                 c.repeat_share,
             )  # fmt: skip
         return rounds_loss(outs, sharp, halves)["total"]
@@ -64,14 +64,14 @@ class Finetuning(Tuning):
             patch = Patch.read(path)
             target = pick_targets(Draw(n), torch.from_numpy(patch.label).long(), 2)
             large = [k for k in range(len(patch.kept)) if (patch.kept[k] > 32).sum() > 1]
-            kept = in_halves(torch.from_numpy(patch.kept[large[:2]]))
+            kept = in_halves(torch.from_numpy(patch.kept[large[:2]]), self.spec.patch_size // 2)
             count, target = len(target), torch.cat([target, kept]) if len(target) else kept
             if not len(target):
                 continue
             torch.manual_seed(n)
             image = torch.from_numpy(patch.image).float()[None].to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-                cells = occupancy(target[None].to(self.device).float() / 64, 2)
+                cells = occupancy(target[None].to(self.device).float() / 64, self.spec.cell // 2)
                 outs, _ = unroll(self.model, image, cells, _VALIDATION_CLICKS, False, True, 0.0)
             truth = cells[0, :, None] > 0.5
             scores = torch.stack([hard_dice(logits > 0, truth) for logits, _ in outs]).mean(0).tolist()

@@ -181,7 +181,7 @@ def place(target: np.ndarray, grid: Grid, spec: SamSpec, rng: np.random.Generato
     if look == "wrong":
         spacing = spec.spacing_mm * float(np.exp(rng.uniform(-np.log(MAX_REFINING), np.log(LARGE))))
         return place_patch(grid, prompts, spec, Look(ijk, ijk, spacing))
-    cell = spec.patch_size // spec.mask_size
+    cell = spec.cell
     cells = occupancy(torch.from_numpy(frame.crop(target.view(np.uint8), order=0) > 0), cell).numpy()
     seen = look_again(frame, cells > 0.5, spec)
     return frame if seen is None else place_patch(grid, prompts, spec, seen)
@@ -203,7 +203,7 @@ def keep_masks(
         (P, m, m, m) uint8, probabilities times 64; P <= count.
     """
     spec = served.spec
-    m, cell = spec.mask_size, spec.patch_size // spec.mask_size
+    m, cell = spec.mask_size, spec.cell
     free = occupancy(torch.from_numpy((label == 0) & inside), cell).numpy() == 1
     places = np.argwhere(free)
     if not count or not len(places):
@@ -272,12 +272,12 @@ def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, T
     chosen = [large.pop(draw.integer(0, len(large))) for _ in range(min(keep, len(large)))]
     if draw.chance(0.3):
         image = image + draw.log_uniform(0.01, 0.06) * draw.normal(*image.shape)
-    return image, torch.cat([targets, in_halves(kept[chosen])]) if chosen else targets
+    return image, torch.cat([targets, in_halves(kept[chosen], targets.shape[-1])]) if chosen else targets
 
 
-def in_halves(kept: Tensor) -> Tensor:
-    """What is kept, at the resolution of annotated targets: (P, m, m, m) -> (P, 2m, 2m, 2m) uint8 in 0..64."""
-    return trilinear(kept.float(), 2 * kept.shape[-1]).round().to(torch.uint8)
+def in_halves(kept: Tensor, edge: int) -> Tensor:
+    """What is kept, at the resolution of annotated targets: (P, m, m, m) -> (P, edge, edge, edge) uint8 in 0..64."""
+    return trilinear(kept.float(), edge).round().to(torch.uint8)
 
 
 def _generated(seed: int, spec: SamSpec) -> Patch:

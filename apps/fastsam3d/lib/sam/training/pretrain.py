@@ -28,7 +28,7 @@ from ..losses import hard_dice, mask_loss, surface_loss
 from ..spec import SamSpec
 from ..zoo import get_spec
 from . import loop
-from .data import TrainingPatches, load_scans, occupancy, pick_targets, read_split
+from .data import CASE_EDGE, TrainingPatches, cut, load_scans, occupancy, pick_targets, read_split
 from .prompting import boxes, error_clicks
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def unroll(
     window = None if window is None else window.repeat_interleave(objects, 0)
     truth = target.flatten(0, 1)[:, None] > 0.5
     m, k = target.shape[-1], cubes * objects
-    cell = spec.patch_size // spec.mask_size
+    cell = spec.cell
     previous = torch.zeros(k, 1, m, m, m, device=image.device)
     points = torch.zeros(k, 0, 3, device=image.device)
     labels = torch.zeros(k, 0, dtype=torch.long, device=image.device)
@@ -148,7 +148,7 @@ def rounds_loss(outs: list[tuple[Tensor, Tensor]], sharp: Tensor, halves: Tensor
     Returns:
         "total"; "first" and "last": Dice terms of those rounds; "sharp": that of the sharpened logits, if there are any.
     """
-    truth = occupancy(halves, 2).flatten(0, 1)[:, None]
+    truth = occupancy(halves, halves.shape[-1] // outs[0][0].shape[-1]).flatten(0, 1)[:, None]
     terms = [mask_loss(logits, truth, iou) for logits, iou in outs]
     out = {"first": terms[0]["dice"], "last": terms[-1]["dice"], "total": sum(t["total"] for t in terms) / len(terms)}
     if sharp.shape[-1] == halves.shape[-1]:
@@ -167,11 +167,14 @@ def validation_cases(spec: SamSpec, count: int) -> list[tuple[Tensor, Tensor]]:
     """Fixed generated cases that no training draws: image (1, channels, S, S, S) and occupancy (1, K, m, m, m)."""
     found = []
     for seed in range(VALIDATION_SEED, VALIDATION_SEED + count):
-        case = generate(seed, spec.patch_size)
-        target = pick_targets(Draw(seed), case.label, 4)
+        case = generate(seed, max(CASE_EDGE, spec.patch_size))
+        if spec.patch_size < CASE_EDGE:
+            case = cut(Draw(seed), case, spec.patch_size)
+        target = pick_targets(Draw(seed), case.label.contiguous(), 4)
         if len(target):
-            image = torch.from_numpy(normalise(case.image.numpy(), case.inside.numpy(), spec.intensity))
-            found.append((image[None], occupancy(target[None].float() / 64, 2)))
+            arrays = (x.contiguous().numpy() for x in (case.image, case.inside))
+            image = torch.from_numpy(normalise(*arrays, spec.intensity))
+            found.append((image[None], occupancy(target[None].float() / 64, spec.cell // 2)))
     return found
 
 
@@ -204,6 +207,11 @@ class Pretraining:
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.spec = get_spec(config.spec)
+        largest = max(edge for _, edge, _ in config.stages)
+        if largest > self.spec.patch_size:
+            raise ValueError(
+                f"stages: cubes may have at most the {self.spec.patch_size} voxels an axis of {config.spec}'s patch, got {largest}"
+            )
         self.model = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d)
         self.average = build_sam(self.spec).to(self.device, memory_format=torch.channels_last_3d).eval()
         self.average.load_state_dict(self.model.state_dict())
@@ -212,9 +220,9 @@ class Pretraining:
         self.step, self.seconds, self.started, self.clock = 0, 0.0, time.monotonic(), 0.0
         self.rank, self.world = loop.processes()
         scans = load_scans(shared, read_split(split)) if shared else []
-        self.data = TrainingPatches(
-            config.seed + 100_003 * self.rank, self.spec.patch_size, self.spec.spacing_mm, self.spec.intensity, config.objects, scans,
-            config.real_share, config.reuse, dict(config.mix),
+        self.data = TrainingPatches.of(
+            self.spec, config.seed + 100_003 * self.rank, config.objects, scans, real_share=config.real_share,
+            reuse=config.reuse, mix=dict(config.mix),
         )  # fmt: skip
         self.running: dict[str, float] = {}
 
@@ -301,7 +309,7 @@ class Pretraining:
         image = batch["image"].to(self.device).float().contiguous(memory_format=torch.channels_last_3d)
         _, objects, rounds = c.rounds[draw.weighted(share for share, _, _ in c.rounds)]
         halves = batch["target"][:, :objects].to(self.device).float() / 64
-        target = occupancy(halves, 2)
+        target = occupancy(halves, self.spec.cell // 2)
         with_box = draw.chance(c.box_share)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             outs, sharp = unroll(
