@@ -131,7 +131,7 @@ class VolumeSegmenter:
         self.model = model.to(self.device).eval().requires_grad_(False)
         if self.half:
             self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
-        self.model.prompt_encoder.keep_position()
+        self.model.prompt_encoder.keep_position(torch.bfloat16 if self.half else torch.float32)
         self.weights_name, self.weights_version = weights_name, weights_version
 
     @computed

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from .build import Sam2D
 from .compute import computed
 from .device import has_bfloat16
+from .half import halved
 from .networks.fuse import fused_encoder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class InHalf(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).bfloat16()
+        self.module = halved(copy.deepcopy(module).bfloat16())
 
     def forward(self, *args, **kwargs):
         args, kwargs = tree_map(lambda x: x.bfloat16() if _is_real(x) else x, (args, kwargs))

@@ -63,11 +63,11 @@ class PromptEncoder3D(nn.Module):
         if d.appearance:
             self.appearance = Appearance(spec)
 
-    def keep_position(self) -> None:
+    def keep_position(self, dtype: torch.dtype = torch.float32) -> None:
         """Computes `dense_position` once for all later calls: for a network whose weights and device no longer change."""
         self.kept_position = None
         with torch.no_grad():
-            self.kept_position = self.dense_position()
+            self.kept_position = self.dense_position().to(dtype)
 
     def dense_position(self, window: Tensor | None = None, edge: int | None = None) -> Tensor:
         """Position encoding of the token grid, (1, width, g, g, g).

@@ -63,7 +63,8 @@ class CrossAttention(nn.Module):
         logits = _products(many, columns) + same
         shares = logits.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2)
         rows = v @ self.out_proj.weight.T.reshape(self.heads, -1, many.shape[-1])
-        return shares @ rows.flatten(1, 2) + self.out_proj.bias
+        rows = rows + self.out_proj.bias / self.heads  # the shares of every head add up to 1
+        return shares @ rows.flatten(1, 2)
 
     def _of_heads(self, weight: Tensor) -> Tensor:
         """(inner, width) -> (H, C, width)."""
