@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from lib.sam.build import build_sam
 from lib.sam.losses import hard_iou, mask_loss, surface_loss
 from lib.sam.networks.layers import trilinear
 from lib.sam.training.data import TrainingPatches, occupancy, pick_targets
-from lib.sam.training.pretrain import PretrainConfig, Pretraining, rounds_loss, unroll
+from lib.sam.training.pretrain import PretrainConfig, Pretraining, rounds_loss, unroll, validation_cases
 from lib.sam.training.prompting import boxes, error_clicks
 from lib.sam.zoo import get_spec
 from torch.nn import functional as F
+
+RECIPES = Path(__file__).resolve().parents[2] / "apps" / "fastsam3d" / "lib" / "recipes"
 
 
 def _ball(m=16, centre=(8, 8, 8), radius=4.0):
@@ -104,6 +107,36 @@ def test_patches_are_deterministic_and_of_the_stated_form():
     a, b = first(1), first(1)
     assert torch.equal(a["image"], b["image"]) and a["image"].shape == (2, 2, 32, 32, 32)
     assert a["target"].shape == (2, 3, 16, 16, 16) and int(a["target"].max()) <= 64
+
+
+def test_small_patches_are_cut_from_cases_of_full_size():
+    """Scenes are made for cubes of 128 voxels; in one of 64 their organs would not fit."""
+    spec = get_spec("fastsam3d_small_teacher")
+    data = TrainingPatches.of(spec, 1, 2)
+    data.cubes = 3
+    sample = next(iter(data))
+    assert data.size == 128 and sample["image"].shape == (3, 2, 64, 64, 64)
+    assert sample["target"].shape == (3, 2, 32, 32, 32)
+    image, target = validation_cases(spec, 1)[0]
+    assert image.shape == (1, 2, 64, 64, 64) and target.shape[2:] == (
+        32,
+        32,
+        32,
+    )  # a cell of two voxels for patches of 8
+
+
+def test_cubes_larger_than_the_patch_are_refused(tmp_path):
+    config = PretrainConfig(spec="fastsam3d_small_teacher", stages=((1.0, 128, 1),))
+    with pytest.raises(ValueError, match="at most the 64 voxels"):
+        Pretraining(config, tmp_path, None, tmp_path / "none.json", "cpu")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("fastsam3d_*.json")), ids=lambda path: path.stem)
+def test_recipes_fit_their_networks(path):
+    config = PretrainConfig.read(path)
+    spec = get_spec(config.spec)
+    assert all(edge <= spec.patch_size and edge % spec.encoder.patch == 0 for _, edge, _ in config.stages)
+    assert config.stages[-1][0] == 1.0 and config.stages[-1][1] == spec.patch_size
 
 
 def test_a_recipe_with_a_typing_error_is_refused(tmp_path):
