@@ -1,8 +1,13 @@
-"""Boxes around lung in slices of a CT.
+"""Lung in a CT: where densities say more than the networks see.
 
-Above the diaphragm a lung is a crescent around a dome, and most of its box is liver; a network for images fills such a box.
-Densities tell what the box was drawn around: lung lies at its faces and not beyond them. Then the network is told so by a
-click on the lung and one on what else the box holds, at the places that are farthest from the border between the two.
+Boxes in slices: above the diaphragm a lung is a crescent around a dome, and most of its box is liver; a network for images
+fills such a box. Densities tell what the box was drawn around: lung lies at its faces and not beyond them. Then the network is
+told so by a click on the lung and one on what else the box holds, at the places that are farthest from the border between the
+two.
+
+Clicks in volumes: from one click in a lung the network comes as far as the next large vessels, and calls nothing lung that is
+not. So it is told clicks that lie deep in its own mask and far from those before, each with the mask that it gave for those,
+as long as it thinks better of what it answers then. Elsewhere in the body that does harm (docs/models.md).
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from .intensity import aerated
+from .intensity import aerated, grey_range, is_ct, looks_like_lung
+from .volume_io import Volume
 
 _AT_FACES = 0.25
 """So much more of the box's faces must be lung than of the lines beyond them, summed over the four. With the next rule it is in nine of
@@ -25,6 +31,32 @@ _DARK, _GAS = -400.0, -890.0
 
 _LEAST_DEPTH = {True: 1.0, False: 3.0}
 """Pixels from the border at which a click on the lung (True), and one beside it, is told."""
+
+_AROUND_MM, _LUNG_SHARE = 8.0, 0.5
+"""A click is in lung if so much of what is so near to it along the axes is; so one on a vessel in the lung is."""
+
+FAR_SURE, FAR_BETTER = 0.8, 0.02
+"""From a predicted IoU of the first on a mask is not tried to be bettered; another is better by the second."""
+
+_FAR_DEPTH = 0.5  # of the depth of the mask's middle: how deep in it a click is told
+
+
+def click_in_lung(volume: Volume, ijk: np.ndarray) -> bool:
+    """Whether a click (3,) in voxels, perhaps between some, lies in the lung of a CT."""
+    reach = np.ceil(_AROUND_MM / volume.grid.spacing_mm)
+    low, high = np.maximum(np.round(ijk) - reach, 0).astype(int), (np.round(ijk) + reach + 1).astype(int)
+    around = volume.array[tuple(slice(a, b) for a, b in zip(low, high))]
+    return looks_like_lung(around, _LUNG_SHARE) and is_ct(grey_range(volume.array))
+
+
+def far_inside(mask: np.ndarray, clicked: np.ndarray) -> tuple[int, ...] | None:
+    """The cell deep in a mask (m, m, m) that is farthest from what was clicked (N, 3), in cells; None in a mask of no size."""
+    if mask.sum() < 8:
+        return None
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    cells = np.argwhere(depth > _FAR_DEPTH * depth.max())
+    away = np.square(cells[:, None] - clicked[None]).sum(-1).min(1)
+    return tuple(cells[away.argmax()].tolist())
 
 
 def box_means_lung(

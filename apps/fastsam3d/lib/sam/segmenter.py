@@ -23,6 +23,7 @@ from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .half import halved
 from .intensity import padding_floor
+from .lungs import FAR_BETTER, FAR_SURE, click_in_lung, far_inside
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import (
@@ -346,7 +347,7 @@ class VolumeSegmenter:
                 done = n
                 break
         if state is None:
-            state, done = self._first_round(session, frame, embedding, rounds[0]), 1
+            state, done = self._first_answer(session, frame, embedding, rounds[0]), 1
             session.put((*base, tuple(rounds[:1])), state)
         for n in range(done, len(rounds)):
             state = self._next_round(embedding, rounds[: n + 1], state)
@@ -365,6 +366,31 @@ class VolumeSegmenter:
             places = torch.tensor([p for p, _ in newest], dtype=torch.float32)
             logits = steadied(before.logits, logits, places, background, self.spec)
         return _State(logits, float(iou[0, 0]))
+
+    def _first_answer(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
+        """The answer to the first round; that to a click in lung with clicks far off in its own mask (lungs.py)."""
+        state = self._first_round(session, frame, embedding, first)
+        (place, label), *others = first
+        if not self.spec.far_clicks or others or label != POSITIVE or state.iou >= FAR_SURE:
+            return state
+        if not click_in_lung(session.volume, frame.to_source(np.array([place], dtype=np.float64))[0]):
+            return state
+        return self._with_far_clicks(embedding, place, state)
+
+    def _with_far_clicks(self, embedding, place: tuple[int, ...], state: _State) -> _State:
+        """The best answer, by the network's own estimate, with up to so many more clicks on the object."""
+        given, best, newest = ((place, POSITIVE),), state, state
+        for _ in range(self.spec.far_clicks):
+            mask = self._shown(newest.logits, [given])[0, 0].cpu().numpy() > 0
+            far = far_inside(mask, np.array([p for p, _ in given]) / self.spec.cell)
+            if far is None:
+                break
+            given += ((tuple(self.spec.cell * c + self.spec.cell // 2 for c in far), POSITIVE),)
+            logits, iou = self.decode(embedding, self._points(given), newest.logits)
+            newest = _State(logits, float(iou[0, 0]))
+            if newest.iou > max(best.iou, state.iou + FAR_BETTER):
+                best = newest
+        return best
 
     def _first_round(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
         """All decoder passes over the first round."""

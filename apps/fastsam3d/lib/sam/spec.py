@@ -106,6 +106,7 @@ class SamSpec:
         zoom: after a first look at the first prompt the patch is placed anew: coarser where the object leaves it,
             finer where the object is small (see placement.py). Needs lattice "click".
         looks: with zoom, the predicted IoU decides for a click between the first look, the second, and a closer one.
+        far_clicks: how many clicks, far off in its own mask, the network is told with a first click in lung; see lungs.py.
     """
 
     name: str
@@ -122,6 +123,7 @@ class SamSpec:
     steady: float = 0.0
     zoom: bool = False
     looks: bool = False
+    far_clicks: int = 0
 
     @property
     def patch_size(self) -> int:

@@ -62,6 +62,7 @@ _ROWS = (
         steady=0.8,
         zoom=True,
         looks=True,
+        far_clicks=4,
     ),
     SamSpec(
         "fastsam3d_compact_sparse",
@@ -76,6 +77,7 @@ _ROWS = (
         steady=0.8,
         zoom=True,
         looks=True,
+        far_clicks=4,
     ),
 )
 
