@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 # The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five. fastsam3d-compact-v4 reaches
-# it but for one of two vertebrae (0.745 to 0.793 after one click) and, where a fifth click makes a good mask worse, a spleen (0.897); what
+# it but for one of two vertebrae (0.745 to 0.803 after one click) and, where a fifth click makes a good mask worse, a spleen (0.897); what
 # these tests hold is what it does reach, less about 0.05, so that nothing gets worse unseen. Better weights raise the floors.
 # FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
 QUALITY = os.environ.get("FASTSAM3D_E2E_MIN_DICE") != "0"
@@ -34,6 +34,8 @@ FLOORS = {  # Dice after one click, after five
     "vertebra": (0.70, 0.84),
     "lesion": (0.89, 0.90),
     "liver": (0.84, None),
+    "left lung": (0.78, None),
+    "right lung": (0.48, None),  # one click near a large vessel of one of two comes as far as 0.53
 }
 BOX_DICE = 0.88
 KEPT_OF_FALSE_POSITIVE = 0.62  # the goal is 0.5, which one of nine background clicks misses (0.50 to 0.58)
@@ -43,7 +45,7 @@ CASES = ("case1", "case2")
 FITTING = ("spleen", "left kidney", "right kidney", "vertebra", "lesion")  # in the model's patch of 192 mm
 REACH_MM = 96
 FIVE = 5
-LIVER = "liver"
+LARGE = ("liver", "left lung", "right lung")  # beyond that patch, so that it has to become coarser
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def test_a_model_for_smart_edit_is_offered(slicer):
     assert slicer.training() is False
     assert slicer.info["datastore"]["total"] == len(CASES)
     assert slicer.info["models"]["fastsam3d"]["type"] == "deepgrow"
-    assert {*FITTING, LIVER, "aorta"} <= set(slicer.info["models"]["fastsam3d"]["labels"])
+    assert {*FITTING, *LARGE, "aorta"} <= set(slicer.info["models"]["fastsam3d"]["labels"])
 
 
 def test_the_mask_lies_on_the_image(slicer, cases):
@@ -154,7 +156,7 @@ def test_an_upload_is_answered_like_the_study(slicer, cases):
 class TestQuality:
     """Simulated clicks, each in the deepest part of the larger error."""
 
-    @pytest.mark.parametrize("organ", [*FITTING, LIVER])
+    @pytest.mark.parametrize("organ", [*FITTING, *LARGE])
     def test_one_click(self, curve, case, organ):
         assert curve(case, organ).dice[0] >= FLOORS[organ][0]
 
@@ -162,7 +164,7 @@ class TestQuality:
     def test_five_clicks(self, curve, case, organ):
         assert curve(case, organ).dice[-1] >= FLOORS[organ][1], curve(case, organ).dice
 
-    @pytest.mark.parametrize("organ", [*FITTING, LIVER])
+    @pytest.mark.parametrize("organ", [*FITTING, "liver"])
     def test_a_background_click_removes_what_it_was_put_on(self, slicer, cases, curve, case, organ):
         found = curve(case, organ)
         spacing = cases[case].spacing_mm

@@ -1,8 +1,10 @@
-"""Boxes that were drawn around lung, and the clicks that say so."""
+"""Boxes that were drawn around lung, and the clicks that say so; clicks in lung."""
 
 import numpy as np
 import pytest
-from lib.sam.lungs import box_means_lung, lung_clicks
+from lib.sam.geometry import Grid
+from lib.sam.lungs import box_means_lung, click_in_lung, far_inside, lung_clicks
+from lib.sam.volume_io import Volume
 
 LUNG, TISSUE, GAS, AIR = -840, 50, -970, -1000
 
@@ -52,3 +54,38 @@ def test_clicks_lie_in_the_middle_of_what_they_mean(chest):
 def test_a_box_of_lung_alone_gets_no_click_beside_it():
     assert [on_lung for *_, on_lung in lung_clicks(np.full((20, 20), LUNG), (2, 2, 17, 17))] == [True]
     assert lung_clicks(np.full((20, 20), LUNG), (3, 3, 3, 3)) == []
+
+
+@pytest.fixture
+def thorax():
+    """(40, 40, 40) of 2 mm: tissue with a lung, which holds a vessel of 6 mm, in air."""
+    array = np.full((40, 40, 40), TISSUE, np.int16)
+    array[:2] = AIR
+    array[6:34, 8:36, 8:36] = LUNG
+    array[19:22, 20:23, :] = TISSUE
+    return Volume(array, Grid(array.shape, np.diag([2.0, 2.0, 2.0, 1.0])))
+
+
+@pytest.mark.parametrize(
+    ("place", "lung"),
+    [((12, 12, 12), True), ((20, 21, 20), True), ((36, 38, 38), False), ((0, 0, 0), False), ((39, 20, 20), False)],
+)
+def test_where_a_click_is_in_lung(thorax, place, lung):
+    assert click_in_lung(thorax, np.array(place, dtype=float)) == lung
+
+
+def test_no_click_is_in_lung_where_the_scan_is_no_ct(thorax):
+    array = thorax.array.copy()
+    array[array == AIR], array[array == LUNG] = TISSUE, -600
+    assert not click_in_lung(Volume(array, thorax.grid), np.array([12.0, 12.0, 12.0]))
+
+
+def test_far_clicks_lie_deep_in_the_mask_and_far_from_the_others():
+    mask = np.zeros((32, 32, 32), bool)
+    mask[4:28, 4:12, 4:12] = True  # a bar
+    mask[26:28, 4:30, 6:8] = True  # and a thin arm, farther away
+    first = far_inside(mask, np.array([[6.0, 8.0, 8.0]]))
+    assert mask[first] and first[0] >= 22 and first[1] < 12
+    second = far_inside(mask, np.array([[6.0, 8.0, 8.0], list(first)]))
+    assert mask[second] and 10 <= second[0] <= 20
+    assert far_inside(np.zeros_like(mask), np.zeros((1, 3))) is None

@@ -1,6 +1,8 @@
 """The segmenter: pure in its prompts, right about where things are. Quality is judged elsewhere."""
 
+import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -172,3 +174,27 @@ def test_a_click_half_a_node_beyond_the_last_moves_the_patch():
     far = (100 + 127, 100, 100)  # 63.5 nodes from the first click, whose node is 64 of 0 to 127
     frame = place_patch(grid, _clicks((100, 100, 100, True), (*far, True)), spec)
     assert 0 <= np.floor(frame.to_patch(np.array([far])) + 0.5).min() and frame.to_patch(np.array([far])).max() < 127.5
+
+
+def test_far_clicks_in_lung_are_kept_where_the_model_thinks_better_of_the_answer(segmenter, tmp_path):
+    """And nothing but a single click on the object, in lung, is answered otherwise than without them."""
+    values = np.full((60, 50, 40), 40, np.int16)
+    values[:4] = -1000
+    values[10:50, 10:40, 8:32] = -840 + 40 * np.random.default_rng(0).standard_normal((40, 30, 24))
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1])), tmp_path / "chest.nii.gz")
+    plain = copy.copy(segmenter)
+    plain.spec = replace(segmenter.spec, far_clicks=0)
+    asked = [
+        _clicks(A),
+        _clicks((30, 25, 2, True)),
+        _clicks((30, 25, 20, False)),
+        Prompts((), Box((12, 12, 9), (40, 30, 30))),
+    ]
+    answers = []
+    for model in (segmenter, plain):
+        with SessionStore(2**30).open("chest", tmp_path / "chest.nii.gz") as session:
+            answers.append([model.segment(session, prompts) for prompts in asked])
+    (in_lung, *others), (before, *same) = answers
+    assert in_lung.iou >= before.iou
+    for one, other in zip(others, same):
+        assert np.array_equal(one.full_mask(), other.full_mask()) and one.iou == other.iou

@@ -190,7 +190,7 @@ def _holding(frame: PatchFrame, low: np.ndarray, high: np.ndarray, prompts: Prom
     if (low >= -0.5).all() and (high < frame.size - 0.5).all():
         return frame
     needed = float((high - low).max()) / frame.size
-    factor = 1.0 if needed < 1 / MOVE_MARGIN else max(LARGE, needed * CLICK_MARGIN)
+    factor = 1.0 if needed < 1 / MOVE_MARGIN else needed * CLICK_MARGIN  # no coarser than that: tubes are lost so
     spacing = round(min(frame.spacing_mm * factor, MAX_COARSENING * spec.spacing_mm), 6)
     span = _corners(prompts) if prompts.box is not None else first_prompt(prompts).clicks_ijk.astype(np.float64)
     moved = _centred(frame.source, span, frame.to_source(np.array([low, high])), spacing, spec)
