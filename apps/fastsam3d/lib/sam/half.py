@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .networks.decoder3d import MaskDecoder3D
 from .networks.layers import FeedForward
 from .networks.upscaling import as_linear
 
@@ -124,8 +125,10 @@ def halved(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is FeedForward and getattr(module.lin1, "product", None) and type(module.act) in _ACTIVATIONS:
             module.__class__ = HalfFeedForward
-        if isinstance(module, nn.ConvTranspose3d) and module.kernel_size == module.stride == (2, 2, 2):
-            module.product = packed(*as_linear(module))
+        if isinstance(module, MaskDecoder3D) and not hasattr(module, "refine"):  # what `upscaled_masks` is called for
+            for layer in module.output_upscaling:
+                if isinstance(layer, nn.ConvTranspose3d):
+                    layer.product = packed(*as_linear(layer))
     return model
 
 
