@@ -2,7 +2,7 @@
 
 Autocast makes bfloat16 of the weights of every product and convolution, in every pass. Here they are stored so, once: the values
 are the same, half the memory is read, and the embedding of a patch costs less by the time in which its weights were converted.
-Norms, embeddings and positions stay in float32, as autocast leaves them.
+Norms and embeddings stay in float32, as autocast leaves them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ two.
 
 Clicks in volumes: from one click in a lung the network comes as far as the next large vessels, and calls nothing lung that is
 not. So it is told clicks that lie deep in its own mask and far from those before, each with the mask that it gave for those,
-as long as it thinks better of what it answers then. Elsewhere in the body that does harm (docs/models.md).
+as long as it thinks better of what it answers then. Elsewhere in the body that does harm
+(docs/decisions/0004-clicks-in-lung.md).
 """
 
 from __future__ import annotations

@@ -361,11 +361,11 @@ class VolumeSegmenter:
         given = newest if self.spec.replay == "last" else [p for r in rounds for p in r]
         background = all(label == NEGATIVE for _, label in newest)
         passes = self.spec.background_passes if background else 1
-        logits, iou = self.decode(embedding, self._points(given), before.logits, passes)
-        if self.spec.steady:
-            places = torch.tensor([p for p, _ in newest], dtype=torch.float32)
-            logits = steadied(before.logits, logits, places, background, self.spec)
-        return _State(logits, float(iou[0, 0]))
+        after = self._state(embedding, given, before, passes)
+        if not self.spec.steady:
+            return after
+        places = torch.tensor([p for p, _ in newest], dtype=torch.float32)
+        return _State(steadied(before.logits, after.logits, places, background, self.spec), after.iou)
 
     def _first_answer(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
         """The answer to the first round; that to a click in lung with clicks far off in its own mask (lungs.py)."""
@@ -386,8 +386,7 @@ class VolumeSegmenter:
             if far is None:
                 break
             given += ((tuple(self.spec.cell * c + self.spec.cell // 2 for c in far), POSITIVE),)
-            logits, iou = self.decode(embedding, self._points(given), newest.logits)
-            newest = _State(logits, float(iou[0, 0]))
+            newest = self._state(embedding, given, newest)
             if newest.iou > max(best.iou, state.iou + FAR_BETTER):
                 best = newest
         return best
@@ -397,18 +396,22 @@ class VolumeSegmenter:
         state = self._first_pass(session, frame, embedding, first)
         if self.spec.first_passes == 1:
             return state
-        logits, iou = self.decode(embedding, self._points(first), state.logits, self.spec.first_passes - 1)
-        return _State(logits, float(iou[0, 0]))
+        return self._state(embedding, first, state, self.spec.first_passes - 1)
 
     def _first_pass(self, session: ImageSession, frame: PatchFrame, embedding, first) -> _State:
         """One decoder pass over the first round."""
         key = ("first pass", self.weights_version, _frame_key(frame), first)
         state = session.get(key)
         if state is None:
-            logits, iou = self.decode(embedding, self._points(first))
-            state = _State(logits, float(iou[0, 0]))
+            state = self._state(embedding, first)
             session.put(key, state)
         return state
+
+    def _state(self, embedding, given, before: _State | None = None, passes: int = 1) -> _State:
+        """What the decoder says to prompts, with its answer before as prompt where there is one."""
+        previous = None if before is None else before.logits
+        logits, iou = self.decode(embedding, self._points(given), previous, passes)
+        return _State(logits, float(iou[0, 0]))
 
     def _points(self, given) -> tuple[Tensor, Tensor]:
         """Prompts ((patch voxel, label), ...) as the network takes them: (1, N, 3) and (1, N)."""

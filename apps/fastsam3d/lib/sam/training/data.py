@@ -145,6 +145,11 @@ def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
     return torch.stack([targets[i % len(targets)] for i in range(count)])
 
 
+def case_edge(spec: SamSpec) -> int:
+    """Edge in voxels of the cases from which a network's patches are cut."""
+    return max(CASE_EDGE, spec.patch_size)
+
+
 def cut(draw: Draw, case: Case, edge: int) -> Case:
     """A cube of `edge` voxels of the case, around a random voxel of a random object."""
     size = case.label.shape[0]
@@ -197,7 +202,7 @@ class TrainingPatches(IterableDataset):
         Args:
             rest: real_share, reuse, mix.
         """
-        size = max(CASE_EDGE, spec.patch_size)
+        size = case_edge(spec)
         patches = cls(seed, size, spec.spacing_mm, spec.intensity, objects, list(scans), **rest)
         patches.edge = spec.patch_size
         return patches

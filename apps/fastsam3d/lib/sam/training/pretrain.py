@@ -28,7 +28,7 @@ from ..losses import hard_dice, mask_loss, surface_loss
 from ..spec import SamSpec
 from ..zoo import get_spec
 from . import loop
-from .data import CASE_EDGE, TrainingPatches, cut, load_scans, occupancy, pick_targets, read_split
+from .data import TrainingPatches, case_edge, cut, load_scans, occupancy, pick_targets, read_split
 from .prompting import boxes, error_clicks
 
 logger = logging.getLogger(__name__)
@@ -167,9 +167,7 @@ def validation_cases(spec: SamSpec, count: int) -> list[tuple[Tensor, Tensor]]:
     """Fixed generated cases that no training draws: image (1, channels, S, S, S) and occupancy (1, K, m, m, m)."""
     found = []
     for seed in range(VALIDATION_SEED, VALIDATION_SEED + count):
-        case = generate(seed, max(CASE_EDGE, spec.patch_size))
-        if spec.patch_size < CASE_EDGE:
-            case = cut(Draw(seed), case, spec.patch_size)
+        case = cut(Draw(seed), generate(seed, case_edge(spec)), spec.patch_size)
         target = pick_targets(Draw(seed), case.label.contiguous(), 4)
         if len(target):
             arrays = (x.contiguous().numpy() for x in (case.image, case.inside))
