@@ -72,10 +72,18 @@ class Sam3D(nn.Module):
         if self.spec.decoder.appearance:
             cues = (skips[2], skips[1], skips[0], image, *(skips[-1:] if self.spec.decoder.sharpen else ()))
         alike = self.prompt_encoder.alike(points, cues)
+        likeness = None
+        if self.spec.decoder.likeness and points is not None:
+            likeness = self.prompt_encoder.likeness.maps(points, image)
         pe = self.prompt_encoder.dense_position(window, image.shape[-1])
         for _ in range(passes):
             sparse, dense, maps = self.prompt_encoder(points, mask, window, cues, alike)
+            if likeness is not None:
+                sparse = sparse + F.pad(self.prompt_encoder.likeness.tokens(points, image), (0, 0, 0, 1))
+                dense = dense + self.prompt_encoder.likeness.dense(likeness)
             mask, iou = self.mask_decoder(image, pe, sparse, dense, skips=skips, maps=maps)
+            if likeness is not None:
+                mask = mask.float() + self.prompt_encoder.likeness.logits(likeness)
         return mask, iou
 
     def sharpen(self, embedding: tuple[Tensor, tuple[Tensor, ...]], logits: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class EncoderSpec:
         relative_position: the published position term (dense) and its tables.
         stem_widths: channels at strides 2, 4, 8 of a convolutional stem, whose features also reach a decoder that
             refines; () for the published patch embedding.
-        token_norm: each channel of the tokens is brought to mean 0 and variance 1 over the patch before positions are added.
+        token_norm: each channel of the tokens is brought to mean 0 and variance 1 over the patch before positions are added, and
+            so is the embedding.
     """
 
     image_size: int = 128
@@ -70,6 +71,7 @@ class DecoderSpec:
         grow: channels of the U-Net that mends the logits, fed with connectedness to the clicks (networks/grow.py); 0 for
             none. Needs `refine` and `appearance`.
         sharpen: channels of the head that doubles the resolution of the logits (networks/sharpen.py); 0 for none.
+        likeness: the embedding at clicks is compared with that of every token (networks/likeness.py).
     """
 
     width: int = 384
@@ -85,6 +87,7 @@ class DecoderSpec:
     appearance: bool = False
     grow: int = 0
     sharpen: int = 0
+    likeness: bool = False
 
 
 @dataclass(frozen=True)

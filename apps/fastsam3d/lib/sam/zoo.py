@@ -89,20 +89,18 @@ _ROWS += (
     replace(_OURS, name="fastsam3d_compact_normed", encoder=replace(_COMPACT, token_norm=True)),
 )
 
-# The published design in small, for the ablation: its 512 tokens, and all that the decoder knows of the image passes through the
-# layers. A teacher, students of 12 / m layers, attention in every layer, and sparse attention.
+# The published design in small, for the ablation: its 512 tokens and linear patch embedding, and all that the decoder knows of the
+# image passes through the layers. A teacher, students of 12 / m layers, attention in every layer, and sparse attention.
 _SMALL = EncoderSpec(
     image_size=64,
     patch=8,
     channels=2,
-    width=144,
+    width=96,
     depth=12,
     feedforward_layers=(),
-    mlp_ratio=3.0,
     out=96,
     residual="plain",
     relative_position=False,
-    stem_widths=(16, 32, 96),
     token_norm=True,
 )
 _SMALL_6 = replace(_SMALL, depth=6, feedforward_layers=(0, 1))
@@ -110,7 +108,9 @@ _ROWS += tuple(
     SamSpec(
         f"fastsam3d_small_{name}",
         encoder,
-        DecoderSpec(width=96, mlp_width=384, extra_masks=0, swapped_axes=False, boxes=True, dense_clicks=True),
+        DecoderSpec(
+            width=96, mlp_width=384, extra_masks=0, swapped_axes=False, boxes=True, dense_clicks=True, likeness=True
+        ),
         intensity="percentile_rank",
         lattice="click",
         connected=True,

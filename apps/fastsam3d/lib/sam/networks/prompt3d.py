@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..spec import SamSpec
 from .appearance import Appearance
 from .layers import ChannelNorm
+from .likeness import Likeness
 from .prompt_maps import NEGATIVE, PADDING, POSITIVE, prompt_maps
 
 
@@ -62,6 +63,8 @@ class PromptEncoder3D(nn.Module):
         self.kept_position: Tensor | None = None
         if d.appearance:
             self.appearance = Appearance(spec)
+        if d.likeness:
+            self.likeness = Likeness(spec)
 
     def keep_position(self, dtype: torch.dtype = torch.float32) -> None:
         """Computes `dense_position` once for all later calls: for a network whose weights and device no longer change."""

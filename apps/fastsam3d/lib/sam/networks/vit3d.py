@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..spec import EncoderSpec
 from .attention import DenseAttention, SegmentDilatedAttention, StridedAttention
@@ -135,6 +136,12 @@ class ImageEncoder3D(nn.Module):
         own = [self.pos_embed[0, a : a + g, b : b + g, c : c + g] for a, b, c in window.tolist()]
         return tokens + torch.stack(own), skips
 
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, g, g, g, width) after the last layer -> embedding (B, out, g, g, g)."""
+        embedding = self.neck(tokens.movedim(-1, 1))
+        # Norms of single tokens let a constant grow until nothing else is left of an embedding; over the patch it has no place.
+        return F.instance_norm(embedding.float()) if self.spec.token_norm else embedding
+
     def stages(self, x: Tensor) -> list[Tensor]:
         """Token grids [after embed, after layer 1, ..., after layer depth], each (B, g, g, g, width)."""
         x, _ = self.embed(x)
@@ -149,7 +156,7 @@ class ImageEncoder3D(nn.Module):
         x, skips = self.embed(x, window)
         for block in self.blocks:
             x = block(x)
-        return self.neck(x.movedim(-1, 1)), skips
+        return self.embedding(x), skips
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, S, S, S) -> embedding (B, out, g, g, g)."""

@@ -3,8 +3,8 @@
 As published (FastSAM3D, Shen et al. 2024): the student's k-th layer learns to give what the teacher's (m k)-th gives, one
 layer after another; then the neck (the embedding), then masks from prompts. Two baselines of the paper's ablation share all the
 rest: "fitnets" learns all layers and the neck at once (Romero et al. 2015), "output" learns the neck alone (MobileSAM, Zhang et
-al. 2023). All three get the same number of steps. Differences are divided by the teacher's own spread at that layer, so
-that layers count alike.
+al. 2023). All three get the same number of steps. Differences are divided by the teacher's own spread between places at that layer,
+so that layers count alike.
 """
 
 from __future__ import annotations
@@ -133,8 +133,14 @@ def inherit(student: Sam3D, teacher: Sam3D) -> list[str]:
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference in units of the teacher's variance."""
-    return (student.float() - teacher.float()).square().mean() / teacher.float().var().clamp_min(1e-6)
+    """Mean squared difference in units of the teacher's variance between places: what all places have in common tells nothing
+    of an image, however large it is.
+
+    Args:
+        student, teacher: (B, g, g, g, channels).
+    """
+    teacher = teacher.float()
+    return (student.float() - teacher).square().mean() / teacher.flatten(0, -2).var(0).mean().clamp_min(1e-6)
 
 
 def compare(
@@ -148,11 +154,13 @@ def compare(
     m = factor(teacher, student)
     with torch.no_grad():
         wanted = teacher.image_encoder.stages(image) if stages is None else stages
-        embedding = teacher.image_encoder.neck(wanted[-1].movedim(-1, 1)) if phase.neck else None
+        embedding = teacher.image_encoder.embedding(wanted[-1]) if phase.neck else None
     found = student.image_encoder.stages(image)
     terms = {f"layer {k}": feature_loss(found[k], wanted[m * k]) for k in phase.layers}
     if phase.neck:
-        terms["neck"] = feature_loss(student.image_encoder.neck(found[-1].movedim(-1, 1)), embedding)
+        terms["neck"] = feature_loss(
+            student.image_encoder.embedding(found[-1]).movedim(1, -1), embedding.movedim(1, -1)
+        )
     terms["total"] = sum(terms.values()) / len(terms)
     return terms
 
