@@ -1,4 +1,5 @@
-"""What the layers of the 3D encoder contribute to the default model: Dice with them, without them, and without an embedding.
+"""What the layers of the 3D encoder contribute to the default model: Dice with them, without them, without an
+embedding, and with other cases' images.
 
     .venv/bin/python scripts/layers_table.py [--weights NAME] [--cases 8]
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT / "apps" / "fastsam3d"))
 from lib.conf import DEFAULT_MODEL, MODEL_DIR  # noqa: E402
 from lib.sam import weights  # noqa: E402
 from lib.sam.build import Sam3D  # noqa: E402
-from lib.sam.training.pretrain import dice_per_click, validation_cases  # noqa: E402
+from lib.sam.training.pretrain import dice_per_click, validation_cases, with_others_images  # noqa: E402
 
 
 class WithoutEmbedding(nn.Module):
@@ -56,12 +57,13 @@ def main() -> int:
     args = parser.parse_args()
     found = weights.resolve(DEFAULT_MODEL, MODEL_DIR, configured=args.weights)
     cases = validation_cases(found.spec, args.cases)
-    for name, change in (
-        ("as it is", lambda model: model),
-        ("without layers", without_layers),
-        ("without an embedding", without_embedding),
+    for name, change, shown in (
+        ("as it is", lambda model: model, cases),
+        ("other cases' images", lambda model: model, with_others_images(cases)),
+        ("without layers", without_layers, cases),
+        ("without an embedding", without_embedding, cases),
     ):
-        scores = dice_per_click(change(weights.load_sam(found)).eval(), cases)
+        scores = dice_per_click(change(weights.load_sam(found)).eval(), shown)
         sys.stdout.write(f"{name:22s} " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()) + "\n")
     return 0
 

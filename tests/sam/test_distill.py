@@ -192,12 +192,14 @@ def test_the_ablation_gives_every_arm_the_same_steps_and_reports_what_came_out(t
     assert {name: list(runs) for name, runs in found.items()} == {arm.name: [1, 2] for arm in arms}
     ends = [rows[-1]["dice_5"] for rows in found["progressive"].values()]
     assert ablation.curve(found["progressive"], 5)[-1] == (6, pytest.approx(sum(ends) / 2))
-    text = ablation.table(found, 2, {"dice_1": 0.5, "dice_3": 0.6, "dice_5": 0.7}).splitlines()
-    assert len(text) == 4 + len(arms)
-    assert "0.500 | 0.600 | 0.700" in text[2]
+    teacher, blind = ({f"dice_{n}": n / 10 + more for n in (1, 3, 5)} for more in (0.4, 0.1))
+    text = ablation.table(found, 2, teacher, blind).splitlines()
+    assert len(text) == 5 + len(arms)
+    assert "0.500 | 0.700 | 0.900" in text[2]
+    assert "another case's image | 12 | 0.200 | 0.400 | 0.600" in text[3]
     begins = [rows[0]["dice_1"] for rows in found["progressive"].values()]
-    assert f"{sum(begins) / 2:.3f} +-" in text[3]
-    assert f"{sum(ends) / 2:.3f} +-" in text[4]
+    assert f"{sum(begins) / 2:.3f} +-" in text[4]
+    assert f"{sum(ends) / 2:.3f} +-" in text[5]
     ablation.draw_curves(found, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size[0] > image.size[1] > 100

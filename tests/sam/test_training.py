@@ -118,11 +118,8 @@ def test_small_patches_are_cut_from_cases_of_full_size():
     assert data.size == 128 and sample["image"].shape == (3, 2, 64, 64, 64)
     assert sample["target"].shape == (3, 2, 32, 32, 32)
     image, target = validation_cases(spec, 1)[0]
-    assert image.shape == (1, 2, 64, 64, 64) and target.shape[2:] == (
-        32,
-        32,
-        32,
-    )  # a cell of two voxels for patches of 8
+    assert image.shape == (1, 2, 64, 64, 64) and target.shape[2:] == (32, 32, 32)
+    assert spec.cell == 2
 
 
 def test_cubes_larger_than_the_patch_are_refused(tmp_path):

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", help="only these (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
     parser.add_argument("--steps", type=int, default=200, help="of each run (default: %(default)s)")
-    parser.add_argument("--patches", type=int, default=50, help="of an epoch, 13 MB each (default: %(default)s)")
+    parser.add_argument("--patches", type=int, default=50, help="of an epoch, 3 MB each (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=10, help="that are measured on (default: %(default)s)")
     parser.add_argument("--marks", type=int, default=5, help="measurements during a run (default: %(default)s)")
     add_machine(parser)
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     from ..sam.training import ablation
     from ..sam.training.data import TrainingPatches
     from ..sam.training.pool import PatchPool
-    from ..sam.training.pretrain import dice_per_click, validation_cases
+    from ..sam.training.pretrain import dice_per_click, validation_cases, with_others_images
 
     begin(args.threads)
     known = {arm.name: arm for arm in ablation.ARMS}
@@ -57,16 +57,21 @@ def main(args: argparse.Namespace) -> int:
     origin = f"teacher {file_sha256(args.teacher)}, {args.patches} patches of seed {_PATCH_SEED}"
     patches = PatchPool.fill(args.out / "patches", args.patches, source, teacher, origin, device)
     cases = validation_cases(spec, args.cases)
-    top = dice_per_click(teacher.to(device).eval(), cases, ablation.CLICKS[-1], device)
+    teacher = teacher.to(device).eval()
+    top, blind = (
+        dice_per_click(teacher, shown, ablation.CLICKS[-1], device) for shown in (cases, with_others_images(cases))
+    )
     for seed in args.seeds:
         for name in args.arms or known:
             logging.info("%s, seed %d", name, seed)
             config = ablation.config_of(known[name], seed, args.steps, args.marks)
             ablation.run_arm(config, args.out / f"{name}_{seed}", teacher, patches, cases, device)
     found = ablation.finished(args.out, ablation.ARMS, args.seeds)
-    text = ablation.table(found, args.patches, top)
+    text = ablation.table(found, args.patches, top, blind)
     (args.out / "ablation.md").write_text(text + "\n")
-    (args.out / "ablation.json").write_text(json.dumps({"teacher": top, "runs": found}, indent=1) + "\n")
+    (args.out / "ablation.json").write_text(
+        json.dumps({"teacher": top, "blind": blind, "runs": found}, indent=1) + "\n"
+    )
     ablation.draw_curves(found, args.out / "curves.png")
     emit(text)
     return 0

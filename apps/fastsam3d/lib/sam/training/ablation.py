@@ -101,14 +101,19 @@ def curve(runs: Mapping[int, Sequence[Mapping]], clicks: int) -> list[tuple[int,
     return [(s, statistics.mean(values[s])) for s in steps]
 
 
-def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, teacher: Mapping[str, float]) -> str:
+def table(
+    found: Mapping[str, Mapping[int, Sequence[Mapping]]],
+    per_epoch: int,
+    teacher: Mapping[str, float],
+    blind: Mapping[str, float],
+) -> str:
     """The result in Markdown: Dice of the last row (mean and standard deviation over seeds), epochs to an equal Dice.
 
     Args:
-        per_epoch: patches of an epoch. teacher: its Dice on the same cases.
+        per_epoch: patches of an epoch. teacher: its Dice on the same cases. blind: that with other cases' images.
 
-    If the student before the first step, whose layers know nothing, does as well as the teacher, the layers do not matter to the
-    teacher, and nothing else in the table means anything.
+    If the teacher does as well without the right image, or the student before the first step, whose layers know nothing, does as
+    well as the teacher, the layers do not matter to the teacher, and nothing else in the table means anything.
 
     The equal Dice is what the worst arm ends with after five clicks; the epochs are those of the first measurement at which the
     mean over the seeds has reached it.
@@ -122,7 +127,8 @@ def table(found: Mapping[str, Mapping[int, Sequence[Mapping]]], per_epoch: int, 
         f"epochs to {level:.3f}",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines.append("| teacher | 12 | " + " | ".join(f"{teacher[f'dice_{n}']:.3f}" for n in CLICKS) + " | |")
+    for name, scores in {"teacher": teacher, "teacher, shown another case's image": blind}.items():
+        lines.append(f"| {name} | 12 | " + " | ".join(f"{scores[f'dice_{n}']:.3f}" for n in CLICKS) + " | |")
     first = [rows[0] for rows in next(iter(found.values())).values()]
     cells = [_spread([row[f"dice_{n}"] for row in first]) for n in CLICKS]
     lines.append("| student before the first step: the teacher without its layers | | " + " | ".join(cells) + " | |")
