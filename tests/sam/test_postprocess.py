@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lib.sam.networks.layers import trilinear
-from lib.sam.postprocess import connected_to_clicks, steadied
+from lib.sam.postprocess import connected_to_clicks, near_clicks, steadied
 from lib.sam.zoo import get_spec
 
 
@@ -40,14 +40,48 @@ def test_upsampling_is_the_published_interpolation(cells, size):
     torch.testing.assert_close(trilinear(logits, size), expected[0, 0], rtol=0, atol=1e-5)
 
 
-def test_a_click_takes_away_where_it_is_and_little_far_away_and_adds_anywhere():
+def half_space():
+    """Logits (1, 1, 32, 32, 32) of a mask that fills the lower half along axis 0; cells of 4 voxels."""
+    return torch.where(torch.arange(32) < 16, 1.0, -1.0)[None, None, :, None, None].expand(1, 1, 32, 32, 32).clone()
+
+
+def test_a_click_counts_where_it_is_and_little_far_away():
     spec = get_spec("fastsam3d_compact")
     clicks = torch.tensor([[66.0, 66.0, 66.0], [5.0, 120.0, 5.0]])
-    before, after = torch.ones(1, 1, 32, 32, 32), torch.zeros(1, 1, 32, 32, 32)
-    out = steadied(before, after, clicks, False, spec)
-    assert out[0, 0, 16, 16, 16] < 0.01 and out[0, 0, 1, 30, 1] < 0.02
-    assert float(out[0, 0, 31, 0, 31]) == pytest.approx(spec.steady)
-    assert torch.equal(steadied(after, before, clicks, False, spec), before)
+    before = half_space()
+    for change in (4.0, -4.0):
+        after = before + change
+        out = steadied(before, after, clicks, False, spec)
+        assert abs(out - after)[0, 0, 16, 16, 16] < 0.2 and abs(out - after)[0, 0, 1, 30, 1] < 0.2
+        assert abs(out - before)[0, 0, 31, 0, 31] < 4 * (1 - spec.steady) + 0.3
+
+
+def test_a_click_deep_inside_counts_farther_than_one_at_the_border():
+    mask = half_space()[0, 0] > 0
+    at = {voxel: near_clicks(mask, torch.tensor([[voxel, 65.5, 65.5]]), 4) for voxel in (5.5, 53.5, 61.5)}
+    cell = {voxel: int(voxel // 4) for voxel in at}
+    beside = {voxel: float(near[cell[voxel], 16, 20]) for voxel, near in at.items()}  # 16 voxels away along axis 2
+    assert beside[5.5] > beside[53.5] > beside[61.5] > 0
+    assert beside[61.5] == pytest.approx(
+        np.exp(-(16**2) / (2 * 6**2)), rel=1e-3
+    )  # the border's next cell is 4 voxels away
+    assert beside[53.5] == pytest.approx(np.exp(-(16**2) / (2 * 18**2)), rel=1e-3)
+
+
+def test_what_a_click_on_the_object_adds_counts_farther_than_what_it_takes_away():
+    spec, click, before = get_spec("fastsam3d_compact"), torch.tensor([[61.5, 65.5, 65.5]]), half_space()
+    added = steadied(before, before + 1, click, False, spec) - before
+    taken = before - steadied(before, before - 1, click, False, spec)
+    torch.testing.assert_close(added[0, 0, 15, 16, 16], taken[0, 0, 15, 16, 16])
+    assert added[0, 0, 15, 16, 20] > taken[0, 0, 15, 16, 20] + 0.1
+    expected = 1 - spec.steady * (1 - np.exp(-(16**2) / (2 * 12**2)))
+    assert float(added[0, 0, 15, 16, 20]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_a_border_a_click_counts_as_far_as_any():
+    full = near_clicks(torch.ones(32, 32, 32, dtype=torch.bool), torch.tensor([[65.5, 65.5, 65.5]]), 4)
+    assert float(full[16, 16, 20]) == pytest.approx(np.exp(-(16**2) / (2 * 24**2)), rel=1e-3)
+    assert bool((near_clicks(full > 2, torch.tensor([[65.5, 65.5, 65.5]]), 4) == full).all())
 
 
 def test_a_background_click_only_takes_away():

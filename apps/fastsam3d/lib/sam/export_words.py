@@ -8,7 +8,7 @@ from typing import Any
 from .checkpoint_files import file_sha256, read_header
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, PADDING, POSITIVE
 from .placement import MAX_COARSENING, MAX_REFINING
-from .postprocess import NEAR
+from .postprocess import FARTHEST, GROWTH, NEAREST, NEAREST_BACKGROUND, REACH
 from .registry import entries
 from .segmenter import SINGLE_CLICKS
 from .spec import AnySpec, Sam2dSpec, SamSpec
@@ -137,9 +137,11 @@ def _passes3d(spec: SamSpec) -> dict[str, Any]:
     }
     if spec.steady:
         found["steady"] = (
-            f"optional, as the app does: with k = {spec.steady:g} * (1 - exp(-d^2 / (2 * {NEAR:g}^2))), d the distance of a "
-            "cell's centre to the newest click in voxels, and mixed = k * before + (1 - k) * after: after a click on the "
-            "object max(after, mixed), after one on the background min(before, mixed) replaces `logits`"
+            f"optional, as the app does: with k = {spec.steady:g} * (1 - exp(-d^2 / (2 * s^2))), d the distance of a cell's centre "
+            f"to the newest click in voxels, s = {REACH:g} times the click's distance to the nearest cell that is on the other side "
+            f"of `before` > 0 than the click's own, at least {NEAREST:g} for a click on the object (times {GROWTH:g} where after > "
+            f"before) and {NEAREST_BACKGROUND:g} for one on the background, at most {FARTHEST:g}, and mixed = k * before + (1 - k) * "
+            "after: after a click on the object mixed, after one on the background min(before, mixed) replaces `logits`"
         )
     return found
 

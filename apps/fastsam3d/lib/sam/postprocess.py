@@ -11,8 +11,16 @@ from .spec import SamSpec
 
 _CORNERS = np.ones((3, 3, 3))
 
-NEAR = 12.0
-"""How far a click's word alone counts: standard deviation of a Gaussian, patch voxels."""
+REACH, FARTHEST = 1.5, 24.0
+"""How far a click's word counts: a Gaussian whose standard deviation is so many times the click's distance from the border of the
+mask before it, at most the second, patch voxels. A click in the middle of what is missed or surplus is as far from that border as
+the error is deep: one deep inside says that much is wrong, one beside the border that little is."""
+
+NEAREST, NEAREST_BACKGROUND = 5.0, 9.0
+"""At least so far; surplus beside the border lies there in sheets, which reach farther than they are deep."""
+
+GROWTH = 2.0
+"""Where the network says more after a click on the object, that click counts so many times as far: missed parts reach far."""
 
 
 def connected_to_clicks(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -44,8 +52,7 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, sp
     """Logits after a click, mixed with those before it where the click is far away.
 
     A click says much about its neighbourhood and little about the other end of the organ; the mean of two answers of
-    the network is steadier there than the newer alone. That holds for what a click takes away; what a click on the object adds
-    is added anywhere, and a click on the background adds nothing.
+    the network is steadier there than the newer alone. A click on the background adds nothing.
 
     Args:
         before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels. background: whether all lie there.
@@ -53,11 +60,28 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, sp
     Returns:
         (1, 1, m, m, m): `after` at the clicks; far away, a share of `spec.steady` of `before`.
     """
-    m = spec.mask_size
-    cell = spec.patch_size // m
-    centres = torch.arange(m) * cell + (cell - 1) / 2
-    near = torch.exp(-((centres - clicks[..., None]) ** 2) / (2 * NEAR**2))  # (N, 3, m)
-    near = torch.einsum("na,nb,nc->nabc", near[:, 0], near[:, 1], near[:, 2]).amax(0)
-    kept = (spec.steady * (1 - near)).to(after.device)
-    mixed = kept * before + (1 - kept) * after
-    return torch.minimum(before, mixed) if background else torch.maximum(after, mixed)
+    nearest = NEAREST_BACKGROUND if background else NEAREST
+    near = near_clicks(before[0, 0] > 0, clicks.to(before.device), spec.cell, nearest)
+    if not background:
+        near = torch.where(after > before, near ** (1 / GROWTH**2), near)  # a Gaussian so many times as wide
+    mixed = torch.lerp(after, before, spec.steady * (1 - near))
+    return torch.minimum(before, mixed) if background else mixed
+
+
+def near_clicks(mask: Tensor, clicks: Tensor, cell: int, nearest: float = NEAREST) -> Tensor:
+    """How much clicks say of each cell of a mask: 1 at a click, falling with distance as REACH tells.
+
+    Args:
+        mask: (m, m, m) bool, before the clicks. clicks: (N, 3) in voxels; a cell has `cell` of them an axis.
+        nearest: the least standard deviation, voxels.
+
+    Returns:
+        (m, m, m) in [0, 1], of the click that says most.
+    """
+    axis = torch.arange(len(mask), device=mask.device) * cell + (cell - 1) / 2
+    away = (axis - clicks[..., None]) ** 2  # (N, 3, m)
+    away = away[:, 0, :, None, None] + away[:, 1, None, :, None] + away[:, 2, None, None, :]
+    own = mask[tuple((clicks // cell).long().clamp(0, len(mask) - 1).T)]
+    border = away.masked_fill(mask == own[:, None, None, None], torch.inf).amin((1, 2, 3)).sqrt()
+    reach = (REACH * border).clamp(nearest, FARTHEST)
+    return torch.exp(-away / (2 * reach[:, None, None, None] ** 2)).amax(0)
