@@ -42,6 +42,7 @@ class DistillConfig:
         steps: of all phases together. mask_share: share of them, at the end, on masks from prompts.
         neck_share: share of the progressive phases that the neck gets; the layers divide the rest evenly.
         learning_rate, weight_decay, warmup_steps, clip: AdamW (published: 8e-4, 0.1); cosine to zero in each phase.
+        mask_rate: the learning rate on masks from prompts (published for fine-tuning: 8e-5).
         objects, rounds: of the last phase, see unroll. box_share: of its steps.
         ema: decay of the averaged weights, which are saved for export.
         seed: of data and weights. save_every: steps between checkpoints.
@@ -53,6 +54,7 @@ class DistillConfig:
     mask_share: float = 0.3
     neck_share: float = 0.3
     learning_rate: float = 8e-4
+    mask_rate: float = 8e-5
     weight_decay: float = 0.1
     warmup_steps: int = 20
     clip: float = 1.0
@@ -259,7 +261,8 @@ class Distillation:
     def _train_step(self, engine: Engine, batch: dict[str, Tensor]) -> float:
         c, phase = self.config, self.phase()
         used = (self.step - phase.begin) / max(1, phase.end - phase.begin)
-        loop.set_rate(self.optimizer, loop.cosine_rate(c.learning_rate, self.step - phase.begin, c.warmup_steps, used))
+        rate = c.mask_rate if phase.masks else c.learning_rate
+        loop.set_rate(self.optimizer, loop.cosine_rate(rate, self.step - phase.begin, c.warmup_steps, used))
         self._free(phase)
         image = batch["image"].to(self.device).float()
         torch.manual_seed(c.seed * 1_000_003 + self.step)
