@@ -112,6 +112,7 @@ def test_the_gate_publishes_what_is_as_good_and_forgets_little(held_out, guard, 
     verdict = judge([pair(*p) for p in held_out], [pair(*p) for p in guard])
     assert verdict.accepted is accepted
     assert reason in verdict.reason
+    assert verdict.forgets is (reason == "forgets")
     assert verdict.metrics()["held_out"]["structures"] == len(held_out)
 
 

@@ -49,12 +49,14 @@ class Verdict:
     Attributes:
         accepted: publish. reason: one sentence with the figures that decided.
         held_out, generated: the pairs.
+        forgets: refused for what it lost on generated anatomy, although it is as good on what was held out.
     """
 
     accepted: bool
     reason: str
     held_out: tuple[Pair, ...]
     generated: tuple[Pair, ...]
+    forgets: bool = False
 
     def metrics(self) -> dict[str, Any]:
         """Mean Dice of both models on both sets, as the pairs have it, and the numbers of structures."""
@@ -133,8 +135,12 @@ def generated(cases: int, size: int, spacing_mm: float) -> Iterator[tuple[str, s
             yield f"generated {n + 1}", f"object {value}", volume, largest_component(label == value)
 
 
-def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUMES) -> Verdict:
-    """Decides: at least as good on what was held out, and at most MAX_FORGETTING worse on what is generated."""
+def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUMES, share: float = 1.0) -> Verdict:
+    """Decides: at least as good on what was held out, and at most MAX_FORGETTING worse on what is generated.
+
+    Args:
+        share: how much of the way from the served weights the candidate has gone, for the reason.
+    """
     before, after = _mean([p.served for p in held_out]), _mean([p.candidate for p in held_out])
     known, kept = _mean([p.served for p in guard]), _mean([p.candidate for p in guard])
     on_cases = f"{after:.3f} against {before:.3f} on {len(held_out)} {words.held_out}"
@@ -149,8 +155,9 @@ def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUME
             f"kept the served model: the candidate forgets too much (Dice {on_guard}; at most {MAX_FORGETTING} may be "
             f"lost), although it reaches {on_cases}"
         )
-        return Verdict(False, reason, tuple(held_out), tuple(guard))
-    return Verdict(True, f"published: Dice {on_cases}, {on_guard}", tuple(held_out), tuple(guard))
+        return Verdict(False, reason, tuple(held_out), tuple(guard), forgets=True)
+    part = "" if share == 1 else f" {share:.0%} of the way from the served weights, as all of it forgets too much"
+    return Verdict(True, f"published{part}: Dice {on_cases}, {on_guard}", tuple(held_out), tuple(guard))
 
 
 def _pair(served, candidate, volume: Volume, target: np.ndarray, case: str, structure: str, clicks: int) -> Pair:

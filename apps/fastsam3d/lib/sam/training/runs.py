@@ -23,6 +23,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from .. import weights
+from ..build import Sam2D, Sam3D
 from ..registry import model_of
 from ..segmenters import Segmenter, load_segmenter
 from ..versions import Record, publish, write_candidate, write_json, write_record
@@ -43,6 +44,9 @@ RUNS = "runs"
 STATUS = "status.json"
 _LOCK = ".lock"
 _DATA = "patches"
+_PARTS = (0.75, 0.5, 0.25)
+"""Of the way that training went, which the gate is shown where all of it forgets too much: what was learned grows with the share, what is
+forgotten with its square."""
 
 
 class BusyError(RuntimeError):
@@ -133,7 +137,7 @@ class Run:
             pairs += self._train(fold, patches, structures, served)
         if not self.first:
             return None
-        return self._judge(pairs, served)
+        return self._judge(pairs, structures, served)
 
     def _folder(self) -> Path:
         """The folder of the unfinished run that this one goes on with, or a new one; older ones lose their large files."""
@@ -186,37 +190,69 @@ class Run:
         self.rows[fold.name] = training.rows
         if not self.first:
             return []
-        candidate = folder / "candidate.safetensors"
-        if not candidate.exists():
+        if not (folder / _candidate_name(1.0)).exists():
             training.model.load_state_dict(best)
-            write_candidate(training.model, candidate, {"licence": "of the served weights", "base": self.base.name})
+            self._write(training.model, fold, 1.0)
         del training
-        compared = folder / "held_out.json"
+        return self._compared(fold, 1.0, structures, served)
+
+    def _compared(self, fold: Fold, share: float, structures: Sequence[str], served: Segmenter) -> list[Pair]:
+        """A share of the way that a training went against the served model, on the held-out cases."""
+        compared = self.folder / fold.name / f"held_out{'' if share == 1 else f'-{share}'}.json"
         if not compared.exists():
             self._say(f"comparing {fold.name} with the served model")
-            found = self.learner.compare(served, self._candidate(fold), fold.held_out, structures, self._say)
+            found = self.learner.compare(served, self._candidate(fold, share), fold.held_out, structures, self._say)
             write_json(compared, [asdict(pair) for pair in found])
         return [Pair(**pair) for pair in json.loads(compared.read_text())]
 
-    def _candidate(self, fold: Fold) -> Segmenter:
-        path = self.folder / fold.name / "candidate.safetensors"
-        version = weights.version_of((path,))
-        found = ResolvedWeights(self.folder.name, (path,), self.base.spec, version, "candidate")
-        return load_segmenter(found, self.device)
+    def _candidate(self, fold: Fold, share: float) -> Segmenter:
+        """The model a share of the way from the served weights to those that training came to."""
+        path = self.folder / fold.name / _candidate_name(share)
+        if not path.exists():
+            network, served = self._network(fold, 1.0), weights.load_sam(self.base, self.device).state_dict()
+            mixed = {
+                k: served[k].lerp(v, share) if v.is_floating_point() else v for k, v in network.state_dict().items()
+            }
+            network.load_state_dict(mixed)
+            self._write(network, fold, share)
+        return load_segmenter(self._resolved(fold, share), self.device)
 
-    def _judge(self, pairs: list[Pair], served: Segmenter) -> Outcome:
-        """Gate, publication, history, report."""
-        last, name = self.folds[-1], self.folder.name
+    def _network(self, fold: Fold, share: float) -> Sam3D | Sam2D:
+        return weights.load_sam(self._resolved(fold, share), self.device)
+
+    def _resolved(self, fold: Fold, share: float) -> ResolvedWeights:
+        path = self.folder / fold.name / _candidate_name(share)
+        return ResolvedWeights(self.folder.name, (path,), self.base.spec, weights.version_of((path,)), "candidate")
+
+    def _write(self, network: Sam3D | Sam2D, fold: Fold, share: float) -> None:
+        about = {"licence": "of the served weights", "base": self.base.name}
+        write_candidate(network, self.folder / fold.name / _candidate_name(share), about)
+
+    def _verdict(self, share: float, pairs: list[Pair], served: Segmenter) -> tuple[Verdict, Segmenter]:
+        """What the gate says to a share of the way, and the model that it was asked about."""
         self._say(f"comparing on {self.learner.words.generated}")
-        candidate = self._candidate(last)
+        candidate = self._candidate(self.folds[-1], share)
         guard = self.learner.compare_generated(served, candidate)
-        verdict = judge(pairs, guard, self.learner.words)
+        return judge(pairs, guard, self.learner.words, share), candidate
+
+    def _judge(self, pairs: list[Pair], structures: Sequence[str], served: Segmenter) -> Outcome:
+        """Gate, publication, history, report."""
+        last, name, share = self.folds[-1], self.folder.name, 1.0
+        verdict, candidate = self._verdict(share, pairs, served)
+        for part in _PARTS if verdict.forgets else ():
+            self._say(f"{verdict.reason}; trying {part:.0%} of the way")
+            pairs = [pair for fold in self.folds for pair in self._compared(fold, part, structures, served)]
+            found, candidate = self._verdict(part, pairs, served)
+            if found.accepted:
+                verdict, share = found, part
+            if not found.forgets:
+                break
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         version = candidate.weights_version if verdict.accepted else ""
         event = "accepted" if verdict.accepted else "refused"
         record = Record(name, now, event, version, self.base.name, verdict.reason, verdict.metrics())
         if verdict.accepted:
-            publish(self.folder / last.name / "candidate.safetensors", self.model_dir, self.base.spec, record)
+            publish(self.folder / last.name / _candidate_name(share), self.model_dir, self.base.spec, record)
         else:
             write_record(self.model_dir, self.model, record)
         write_json(self.folder / "verdict.json", verdict.as_dict())
@@ -300,10 +336,14 @@ def _unfinished(folder: Path, key: str) -> bool:
         return False
 
 
+def _candidate_name(share: float) -> str:
+    return "candidate.safetensors" if share == 1 else f"candidate-{share}.safetensors"
+
+
 def _drop_large(folder: Path) -> None:
     """Removes what only a running training needs: patches, checkpoints, candidates."""
     for path in [folder / _DATA, *folder.glob(".*.part")]:
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in ("*/checkpoint.*", "*/candidate.safetensors"):
+    for pattern in ("*/checkpoint.*", "*/candidate*.safetensors"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
