@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from lib.sam.geometry import Grid, PatchFrame
-from lib.sam.placement import MAX_COARSENING, follow, holds, place_patch
+from lib.sam.placement import MAX_COARSENING, follow, holds, look_closer, place_patch
 from lib.sam.prompts import Box, Click, Prompts
 from lib.sam.zoo import get_spec
 
@@ -67,6 +67,14 @@ def test_a_fine_patch_is_given_up_for_a_large_object():
     fine = PatchFrame.around(GRID, MIDDLE, SPEC.patch_size, 0.6, "click")
     moved = follow(fine, mask_around(fine, MIDDLE, 4), clicks(MIDDLE, (190, 130, 100)), SPEC)
     assert moved.spacing_mm >= 0.9
+
+
+def test_where_nothing_was_found_a_cell_may_be_as_small_as_a_voxel():
+    coarse, fine = (Grid((130, 110, 100), np.diag([v, v, v, 1.0])) for v in (3.0, 1.0))
+    assert look_closer(coarse, clicks((65, 55, 50)), SPEC) is None  # a patch voxel is half a voxel of the scan already
+    assert look_closer(coarse, clicks((65, 55, 50)), SPEC, found=False).spacing_mm == 3.0 / SPEC.cell
+    assert look_closer(fine, clicks((65, 55, 50)), SPEC).spacing_mm == 1.0
+    assert look_closer(fine, clicks((65, 55, 50)), SPEC, found=False).spacing_mm == 0.6
 
 
 def test_boxes_choose_the_scale_themselves():

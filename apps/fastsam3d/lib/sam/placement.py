@@ -131,9 +131,14 @@ def look_again(frame: PatchFrame, mask: np.ndarray, spec: SamSpec) -> Look | Non
     return Look(tuple(corners.min(axis=0)), tuple(corners.max(axis=0)), spacing)
 
 
-def look_closer(grid: Grid, prompts: Prompts, spec: SamSpec) -> PatchFrame | None:
-    """A finer patch around the first click, None where the scan has nothing finer to show."""
-    spacing = max(_finest(grid, spec), spec.spacing_mm / CLOSER)
+def look_closer(grid: Grid, prompts: Prompts, spec: SamSpec, found: bool = True) -> PatchFrame | None:
+    """A finer patch around the first click, None where the scan has nothing finer to show.
+
+    Args:
+        found: whether anything was found there. If not, it may be too thin for the cells of the mask grid, which then may be as small as
+            the voxels of the scan.
+    """
+    spacing = max(_finest(grid, spec), spec.spacing_mm / CLOSER) if found else _finest(grid, spec, spec.cell)
     if spacing > 0.9 * spec.spacing_mm:
         return None
     click = prompts.clicks_ijk[:1].astype(np.float64)
@@ -200,9 +205,9 @@ def _holding(frame: PatchFrame, low: np.ndarray, high: np.ndarray, prompts: Prom
     return moved
 
 
-def _finest(grid: Grid, spec: SamSpec) -> float:
-    """Smallest edge of a patch voxel, mm; at most the spec's."""
-    return float(np.clip(grid.spacing_mm.min() / 2, spec.spacing_mm / MAX_REFINING, spec.spacing_mm))
+def _finest(grid: Grid, spec: SamSpec, parts: int = 2) -> float:
+    """Smallest edge of a patch voxel, so many of which make a voxel of the scan, mm; at most the spec's."""
+    return float(np.clip(grid.spacing_mm.min() / parts, spec.spacing_mm / MAX_REFINING, spec.spacing_mm))
 
 
 def _extent(frame: PatchFrame, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 SINGLE_CLICKS = 16
 """So many clicks are replayed one at a time; later ones in blocks of this size, so that many stay affordable."""
 
+_MANY = 8  # so many cells of a mask hold a voxel of the scan for sure
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -180,7 +182,7 @@ class VolumeSegmenter:
             logits = self._cube(view)
         with stage(timings, "paste"):
             mask_box, corner = view.frame.paste(logits)
-        if mask_box.size == 0:
+        if not mask_box.any():
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
         iou = float(np.clip(view.iou, 0.0, 1.0))
         return Segmentation(
@@ -277,11 +279,17 @@ class VolumeSegmenter:
         if again is not None:
             view = self._view(session, wide, first, timings)
             best = view if view.iou > best.iou + BETTER else best
-        closer = look_closer(grid, first, self.spec) if best.iou < SURE else None
+        found = self._shows(best)
+        closer = look_closer(grid, first, self.spec, found) if best.iou < SURE or not found else None
         if closer is None or closer.spacing_mm > 0.95 * best.frame.spacing_mm:
             return best.frame
         view = self._view(session, closer, first, timings)
-        return closer if view.iou > best.iou + BETTER and not leaves(closer, self._cells(view)) else best.frame
+        better = view.iou > best.iou + BETTER if found else self._shows(view)  # anything is better than nothing
+        return closer if better and not leaves(closer, self._cells(view)) else best.frame
+
+    def _shows(self, view: View) -> bool:
+        """Whether a mask holds any voxel of the scan; a few cells may hold none."""
+        return self._cells(view).sum() >= _MANY or bool(view.frame.paste(self._cube(view))[0].any())
 
     def _cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
