@@ -58,17 +58,33 @@ def test_a_box_of_lung_alone_gets_no_click_beside_it():
 
 @pytest.fixture
 def thorax():
-    """(40, 40, 40) of 2 mm: tissue with a lung, which holds a vessel of 6 mm, in air."""
+    """(40, 40, 40) of 2 mm: tissue with a lung, which holds a vessel of 6 mm, a vessel's end of one voxel and a nodule of 12 mm, in air."""
     array = np.full((40, 40, 40), TISSUE, np.int16)
     array[:2] = AIR
     array[6:34, 8:36, 8:36] = LUNG
     array[19:22, 20:23, :] = TISSUE
+    array[26, 14, 14] = TISSUE
+    i, j, k = np.ogrid[:40, :40, :40]
+    array[(i - 13) ** 2 + (j - 27) ** 2 + (k - 20) ** 2 <= 9] = TISSUE
     return Volume(array, Grid(array.shape, np.diag([2.0, 2.0, 2.0, 1.0])))
 
 
 @pytest.mark.parametrize(
     ("place", "lung"),
-    [((12, 12, 12), True), ((20, 21, 20), True), ((36, 38, 38), False), ((0, 0, 0), False), ((39, 20, 20), False)],
+    [
+        ((12, 12, 12), True),
+        ((17, 21, 20), True),
+        ((20, 21, 20), True),
+        ((26, 14, 14), True),
+        ((26, 15, 14), True),
+        ((13, 27, 20), False),
+        ((13, 30, 20), False),
+        ((13, 31, 20), True),
+        ((39, 39, 39), False),
+        ((36, 38, 38), False),
+        ((0, 0, 0), False),
+        ((39, 20, 20), False),
+    ],
 )
 def test_where_a_click_is_in_lung(thorax, place, lung):
     assert click_in_lung(thorax, np.array(place, dtype=float)) == lung

@@ -34,7 +34,12 @@ _LEAST_DEPTH = {True: 1.0, False: 3.0}
 """Pixels from the border at which a click on the lung (True), and one beside it, is told."""
 
 _AROUND_MM, _LUNG_SHARE = 8.0, 0.5
-"""A click is in lung if so much of what is so near to it along the axes is; so one on a vessel in the lung is."""
+_AT_CLICK_MM, _SOLID = 1.5, -300.0
+"""So near to a click the median decides whether it is on something solid, which is denser than the second."""
+
+_LONG_MM, _LONG = 20.0, 2.5
+"""What is solid around a click, seen so far from it, is a vessel and no nodule if it reaches farther from its middle than so many times its
+radius there, at half that radius or more."""
 
 FAR_SURE, FAR_BETTER = 0.8, 0.02
 """From a predicted IoU of the first on a mask is not tried to be bettered; another is better by the second."""
@@ -43,11 +48,35 @@ _FAR_DEPTH = 0.5  # of the depth of the mask's middle: how deep in it a click is
 
 
 def click_in_lung(volume: Volume, ijk: np.ndarray) -> bool:
-    """Whether a click (3,) in voxels, perhaps between some, lies in the lung of a CT."""
-    reach = np.ceil(_AROUND_MM / volume.grid.spacing_mm)
-    low, high = np.maximum(np.round(ijk) - reach, 0).astype(int), (np.round(ijk) + reach + 1).astype(int)
-    around = volume.array[tuple(slice(a, b) for a, b in zip(low, high))]
-    return looks_like_lung(around, _LUNG_SHARE) and is_ct(grey_range(volume.array))
+    """Whether a click (3,) in voxels, perhaps between some, lies in the lung of a CT: on a vessel in it, but not on a nodule."""
+    spacing = volume.grid.spacing_mm
+    around, _ = _near(volume, ijk, np.ceil(_AROUND_MM / spacing))
+    if not looks_like_lung(around, _LUNG_SHARE) or not is_ct(grey_range(volume.array)):
+        return False
+    at, _ = _near(volume, ijk, np.floor(_AT_CLICK_MM / spacing))
+    return np.median(at) < _SOLID or _is_long(*_near(volume, ijk, np.ceil(_LONG_MM / spacing)), spacing)
+
+
+def _near(volume: Volume, ijk: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels up to so many (3,) from the voxel nearest to a place (3,), along the axes, and which of them that is."""
+    place = np.round(ijk).astype(int).clip(0, np.array(volume.array.shape) - 1)
+    low, high = np.maximum(place - reach, 0).astype(int), (place + reach + 1).astype(int)
+    return volume.array[tuple(slice(a, b) for a, b in zip(low, high))], place - low
+
+
+def _is_long(values: np.ndarray, place: np.ndarray, spacing_mm: np.ndarray) -> bool:
+    """Whether the solid thing at a voxel (3,) of some (I, J, K) is long, as vessels are, or a voxel thin; thin ends do not count."""
+    depth = ndimage.distance_transform_edt(np.pad(values >= _SOLID, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    places = np.stack(np.meshgrid(*(np.arange(n) for n in depth.shape), indexing="ij"), -1)
+    middle, radius = place, 0.0
+    while True:  # from the click to where the thing is thickest
+        away = np.linalg.norm((places - middle) * spacing_mm, axis=-1)
+        near = np.where(away <= max(_AT_CLICK_MM, radius), depth, 0)
+        if near.max() <= radius:
+            break
+        middle, radius = np.array(np.unravel_index(near.argmax(), near.shape)), near.max()
+    parts, _ = ndimage.label(depth > radius / 2)
+    return radius <= 1.01 * spacing_mm.min() or bool(away[parts == parts[tuple(middle)]].max() > _LONG * radius)
 
 
 def far_inside(mask: np.ndarray, clicked: np.ndarray) -> tuple[int, ...] | None:

@@ -274,11 +274,12 @@ class VolumeSegmenter:
         if first.box is not None or not self.spec.looks:
             return frame
         best = self._view(session, frame, first, timings)
-        if best.iou >= SURE:
+        larger = frame.spacing_mm < wide.spacing_mm and self._is_part(session, best, first)
+        if best.iou >= SURE and not larger:
             return frame
         if again is not None:
             view = self._view(session, wide, first, timings)
-            best = view if view.iou > best.iou + BETTER else best
+            best = view if view.iou > best.iou + (-BETTER if larger else BETTER) else best
         found = self._shows(best)
         closer = look_closer(grid, first, self.spec, found) if best.iou < SURE or not found else None
         if closer is None or closer.spacing_mm > 0.95 * best.frame.spacing_mm:
@@ -286,6 +287,12 @@ class VolumeSegmenter:
         view = self._view(session, closer, first, timings)
         better = view.iou > best.iou + BETTER if found else self._shows(view)  # anything is better than nothing
         return closer if better and not leaves(closer, self._cells(view)) else best.frame
+
+    def _is_part(self, session: ImageSession, view: View, first: Prompts) -> bool:
+        """Whether a mask may be a part of a larger thing: it leaves its patch, or the click is in lung."""
+        if leaves(view.frame, self._cells(view)):
+            return True
+        return self.spec.far_clicks > 0 and click_in_lung(session.volume, first.clicks_ijk[0])
 
     def _shows(self, view: View) -> bool:
         """Whether a mask holds any voxel of the scan; a few cells may hold none."""

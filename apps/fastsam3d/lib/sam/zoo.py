@@ -62,7 +62,7 @@ _ROWS = (
         steady=0.8,
         zoom=True,
         looks=True,
-        far_clicks=4,
+        far_clicks=8,
     ),
     SamSpec(
         "fastsam3d_compact_sparse",
@@ -77,7 +77,7 @@ _ROWS = (
         steady=0.8,
         zoom=True,
         looks=True,
-        far_clicks=4,
+        far_clicks=8,
     ),
 )
 
