@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lib.sam import weights
 from lib.sam.anatomy.fields import Draw
+from lib.sam.anatomy.generator import generate
 from lib.sam.build import build_sam
+from lib.sam.intensity import normalise
+from lib.sam.segmenters import load_segmenter
+from lib.sam.training.data import occupancy
 from lib.sam.training.finetune import Finetuning
 from lib.sam.training.finetune_config import FinetuneConfig
-from lib.sam.training.patches import Patch, PatchSet, cut, varied
+from lib.sam.training.patches import Patch, PatchSet, _distinct, cut, keep_masks, varied
 from lib.sam.training.tuning import Stopped
 from lib.sam.zoo import get_spec
 
@@ -128,10 +133,39 @@ def test_targets_are_structures_first_and_then_what_is_kept(patches):
     patch = Patch.read(patches.train[0])
     image, target = varied(Draw(1), patch, 2, 1)
     assert image.shape == (2, 32, 32, 32)
-    assert target.shape == (3, 16, 16, 16)
-    assert int(target[0].sum()) == int(target[1].sum()) == 8 * int(patch.label.sum())
-    assert int(target[2].max()) == 60 and 0.8 < int(target[2].sum()) / (60 * 128 * 8) < 1.2
+    assert target.shape == (2, 16, 16, 16)  # there is one structure, and it counts once
+    assert int(target[0].sum()) == 8 * int(patch.label.sum())
+    assert int(target[1].max()) == 60 and 0.8 < int(target[1].sum()) / (60 * 128 * 8) < 1.2
     assert varied(Draw(1), Patch(patch.image, patch.label * 0, patch.kept), 2, 1) is None
+
+
+def test_what_is_kept_is_what_the_served_model_knows(app_dir):
+    served = load_segmenter(weights.resolve("fastsam3d", app_dir / "model"), "cpu")
+    case = generate(5, 128)
+    image = normalise(case.image.numpy(), case.inside.numpy(), served.spec.intensity)
+    everything = case.label.numpy()
+    labelled = everything == np.bincount(everything.ravel())[1:].argmax() + 1
+    kept = keep_masks(served, image, labelled.astype(np.uint8), case.inside.numpy(), 4, np.random.default_rng(0))
+    assert kept.dtype == np.uint8 and 2 <= len(kept) <= 4 and kept.shape[1:] == (32, 32, 32) and kept.max() <= 64
+    masks = kept > 32
+    assert not masks[:, occupancy(torch.from_numpy(labelled), 4).numpy() > 0.5].any()
+    others = [v for v in np.unique(everything) if v and not labelled[everything == v].any()]
+    cells = [occupancy(torch.from_numpy(everything == v), 4).numpy() > 0.5 for v in others]
+    found = [max(2 * (mask & c).sum() / (mask.sum() + c.sum()) for c in cells) for mask in masks]
+    assert max(found) > 0.9, found  # a structure that nobody had labelled
+
+
+def test_of_old_answers_the_surest_are_kept_small_and_large_ones_by_turns():
+    boxes = [(0, 20), (0, 19), (22, 25), (22, 26), (28, 31), (31, 32), (0, 30), (12, 20)]
+    masks = np.zeros((len(boxes), 32, 32, 32), bool)
+    for mask, (low, high) in zip(masks, boxes):
+        mask[low:high, low:high, low:high] = True
+    taken = np.zeros((32, 32, 32), bool)
+    taken[28:31, 28:31, 28:30] = True  # most of the fifth
+    sure = np.array([0.6, 0.8, 0.5, 0.7, 0.9, 0.9, 0.99, 0.55])
+    # small: the fourth before the third, which is nearly the same; large: the second before the first; crumbs, what is labelled,
+    # what is nearly everything, and what lies in another one are left out
+    assert _distinct(masks, taken, sure) == [3, 1]
 
 
 def test_cubes_lie_on_the_cells_of_the_mask_grid(patches):

@@ -121,10 +121,11 @@ def occupancy(mask: Tensor, edge: int) -> Tensor:
     return mask.reshape(*mask.shape[:-3], m, edge, m, edge, m, edge).float().mean((-5, -3, -1))
 
 
-def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
+def pick_targets(draw: Draw, label: Tensor, count: int, repeat: bool = True) -> Tensor:
     """Occupancy (count, S/2, S/2, S/2) uint8 in 0..64 of `count` random objects (their largest connected part).
 
-    Returns an empty tensor when the patch holds no object of MIN_VOXELS. Objects repeat where there are fewer.
+    Returns an empty tensor when the patch holds no object of MIN_VOXELS. Where there are fewer, they repeat, or are returned
+    once with `repeat=False`.
     """
     sizes = torch.bincount(label.flatten())
     wanted = [v for v in range(1, len(sizes)) if int(sizes[v]) >= MIN_VOXELS]
@@ -142,7 +143,7 @@ def pick_targets(draw: Draw, label: Tensor, count: int) -> Tensor:
             targets.append((halves * 64).round().to(torch.uint8))
     if not targets:
         return torch.empty(0)
-    return torch.stack([targets[i % len(targets)] for i in range(count)])
+    return torch.stack([targets[i % len(targets)] for i in range(count if repeat else len(targets))])
 
 
 def case_edge(spec: SamSpec) -> int:

@@ -30,7 +30,7 @@ class TuningConfig:
         learning_rate, weight_decay, warmup_steps, clip: AdamW; cosine to zero over epochs or budget, whichever goes faster.
         freeze_encoder: train prompt encoder and mask decoder only, as published.
         batch: passes a step, over all processes.
-        objects: annotated objects an image.
+        objects: annotated objects an image, if it holds so many.
         rehearsal: share of what is trained on that is generated. rehearsal_cases: how many generated cases there are.
         ema: decay of the averaged weights, which are validated and published.
         patience: epochs without a better validation after which training ends.
@@ -96,7 +96,7 @@ class FinetuneConfig(TuningConfig):
         gate_clicks: clicks of the gate.
     """
 
-    keep: int = 3
+    keep: int = 4
     rounds: tuple[tuple[float, int], ...] = ((0.5, 2), (0.4, 3), (0.1, 5))
     box_share: float = 0.2
     uniform_share: float = 0.3

@@ -19,7 +19,7 @@ from .patches import PatchSet
 from .report import SLICES, VOLUMES, Words
 from .tuning import Tuning
 
-_MASKS_KEPT = 4
+_MASKS_KEPT = 6
 Say = Callable[[str], None]
 
 

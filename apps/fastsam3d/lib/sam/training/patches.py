@@ -12,10 +12,12 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ..anatomy.fields import Draw
@@ -37,9 +39,13 @@ from .data import occupancy, pick_targets
 PATCH_LIMIT_BYTES = 4 * 2**30
 LOOKS = ("none", "wrong", "right")
 _RULES = ("ritm", "random")
-_TRIES = 6
+_ANYWHERE, _AT_BLOBS = 8, 16
+_BLOB_CELLS = (1.5, 2.5, 4.0)
+"""Standard deviations, in cells of the mask grid, of the blobs whose middles are asked about."""
+
 _STEADY = 0.5
 _LARGEST_SHARE = 0.4
+_SMALL_SHARE = 0.015  # a ball of a sixth of the patch's edge in radius
 
 
 @dataclass(frozen=True)
@@ -191,10 +197,11 @@ def place(target: np.ndarray, grid: Grid, spec: SamSpec, rng: np.random.Generato
 def keep_masks(
     served: VolumeSegmenter, image: np.ndarray, label: np.ndarray, inside: np.ndarray, count: int, rng
 ) -> np.ndarray:
-    """What the served model answers at random clicks beside the labelled structures, so that training can keep it.
+    """What the served model knows beside the labelled structures, so that training can keep it.
 
-    Learning without forgetting (Li & Hoiem 2016): the old model's answers on the new images are targets too. Only steady
-    answers count: a click elsewhere in the mask gives nearly the same mask.
+    Learning without forgetting (Li & Hoiem 2016): the old model's answers on the new images are targets too. Most answers to
+    clicks anywhere are some part of muscle or fat; those that the model thinks best of are organs. Only steady answers
+    count: a click elsewhere in the mask gives nearly the same mask.
 
     Args:
         image: (channels, S, S, S). label: (S, S, S), 0 where nothing is labelled. inside: (S, S, S) bool.
@@ -202,34 +209,64 @@ def keep_masks(
     Returns:
         (P, m, m, m) uint8, probabilities times 64; P <= count.
     """
-    spec = served.spec
-    m, cell = spec.mask_size, spec.cell
-    free = occupancy(torch.from_numpy((label == 0) & inside), cell).numpy() == 1
-    places = np.argwhere(free)
-    if not count or not len(places):
-        return np.zeros((0, m, m, m), np.uint8)
+    spec, none = served.spec, np.zeros((0, *(served.spec.mask_size,) * 3), np.uint8)
+    free = occupancy(torch.from_numpy((label == 0) & inside), spec.cell).numpy() == 1
+    if not count or not free.any():
+        return none
     embedding = served.encode(torch.from_numpy(image)[None])
-    taken = occupancy(torch.from_numpy(label > 0), cell).numpy() > 0.5
-    first = places[rng.integers(len(places), size=_TRIES)]
-    answers, _ = answer_cells(served, embedding, first, spec.first_passes)
-    usable: list[int] = []
-    for n, logits in enumerate(answers):
-        mask = logits > 0
-        if not 2 <= mask.sum() <= _LARGEST_SHARE * m**3 or (mask & taken).sum() > 0.2 * mask.sum():
-            continue
-        if not any((mask & (answers[other] > 0)).sum() > 0.5 * mask.sum() for other in usable):
-            usable.append(n)
-    if not usable:
-        return np.zeros((0, m, m, m), np.uint8)
-    second = np.stack([_any_of(answers[n] > 0, rng) for n in usable])
-    again, _ = answer_cells(served, embedding, second, 1)
-    out = []
-    for n, other in zip(usable, again):
-        mask = answers[n] > 0
-        if 2 * (mask & (other > 0)).sum() >= _STEADY * (mask.sum() + (other > 0).sum()):
-            share = 1 / (1 + np.exp(-answers[n].astype(np.float64)))
-            out.append(np.where(taken, 0, np.round(64 * share)).astype(np.uint8))
-    return np.stack(out[:count]) if out else np.zeros((0, m, m, m), np.uint8)
+    taken = occupancy(torch.from_numpy(label > 0), spec.cell).numpy() > 0.5
+    asked = _asked_about(image[0], free, rng)
+    glances, sure = answer_cells(served, embedding, asked, 1)
+    chosen = _distinct(glances > 0, taken, sure)[: 3 * count // 2]
+    if not chosen:
+        return none
+    answers, sure = answer_cells(served, embedding, asked[chosen], spec.first_passes)
+    chosen = _distinct(answers > 0, taken, sure)
+    if not chosen:
+        return none
+    again, _ = answer_cells(served, embedding, np.stack([_any_of(answers[n] > 0, rng) for n in chosen]), 1)
+    steady = [n for n, other in zip(chosen, again) if _dice(answers[n] > 0, other > 0) >= _STEADY]
+    share = 1 / (1 + np.exp(-answers[steady[:count]].astype(np.float64)))
+    return np.where(taken, 0, np.round(64 * share)).astype(np.uint8)
+
+
+def _distinct(masks: np.ndarray, taken: np.ndarray, sure: np.ndarray) -> list[int]:
+    """The masks (N, m, m, m) that are no crumb, not nearly everything, not what is labelled, and not one of those before.
+
+    The surest (N,) first, a small one and a large one by turns: of organs a model is surer than of what is small, and what is
+    small is forgotten first.
+    """
+    size, cells = masks.sum((1, 2, 3)), masks[0].size
+    fit = (size >= 2) & (size <= _LARGEST_SHARE * cells) & ((masks & taken).sum((1, 2, 3)) <= 0.2 * size)
+    small = size < _SMALL_SHARE * cells
+    by_kind = [np.flatnonzero(fit & kind)[np.argsort(-sure[fit & kind])] for kind in (small, ~small)]
+    chosen: list[int] = []
+    for n in (n for pair in zip_longest(*by_kind) for n in pair if n is not None):
+        if not any((masks[n] & masks[other]).sum() > 0.5 * size[n] for other in chosen):
+            chosen.append(int(n))
+    return chosen
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def _asked_about(image: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Cells (N, 3) that are clicked on: some anywhere, which are seldom on anything small, and some in the middle of blobs.
+
+    A blob is where the Laplacian of a Gaussian is extreme (Lindeberg 1998): lesions, vertebrae, vessels across.
+
+    Args:
+        image: (S, S, S). free: (m, m, m) bool, not all False; other cells are not asked about.
+    """
+    m, cell = len(free), len(image) // len(free)
+    coarse = image.astype(np.float32).reshape(m, cell, m, cell, m, cell).mean((1, 3, 5))
+    middle = np.zeros_like(free)
+    for sigma in _BLOB_CELLS:
+        strength = np.abs(ndimage.gaussian_laplace(coarse, sigma))
+        middle |= strength >= ndimage.maximum_filter(strength, 2 * int(sigma) + 1)
+    places, blobs = np.argwhere(free), np.argwhere(free & middle)
+    return np.concatenate([places[rng.integers(len(places), size=_ANYWHERE)], rng.permutation(blobs)[:_AT_BLOBS]])
 
 
 def _any_of(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -265,7 +302,7 @@ def varied(draw: Draw, patch: Patch, objects: int, keep: int) -> tuple[Tensor, T
     image = torch.from_numpy(patch.image).float().flip([1 + a for a in flips])
     label = torch.from_numpy(patch.label).long().flip(flips)
     kept = torch.from_numpy(patch.kept).flip([1 + a for a in flips])
-    targets = pick_targets(draw, label.contiguous(), objects)
+    targets = pick_targets(draw, label.contiguous(), objects, repeat=False)
     if not len(targets):
         return None
     large = [n for n in range(len(kept)) if int((kept[n] > 32).sum()) >= 2]

@@ -44,7 +44,7 @@ RUNS = "runs"
 STATUS = "status.json"
 _LOCK = ".lock"
 _DATA = "patches"
-_PARTS = (0.75, 0.5, 0.25)
+_PARTS = (0.9, 0.75, 0.5, 0.25)
 """Of the way that training went, which the gate is shown where all of it forgets too much: what was learned grows with the share, what is
 forgotten with its square."""
 
