@@ -88,6 +88,9 @@ class ByDistance:
     def prepare(self, *_):
         return self.patches
 
+    def router(self, *_):
+        return None
+
     def compare(self, served, candidate, cases, *_):
         return [Pair(case.name, "ball", (0.5,) * 3, (0.5 + self.gain,) * 3) for case in cases]
 

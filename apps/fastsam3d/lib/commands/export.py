@@ -37,7 +37,12 @@ def main(args: argparse.Namespace) -> int:
     resolved = weights.resolve(weights_model(args.model), MODEL_DIR, configured=args.weights)
     model = weights.load_sam(resolved)
     report = export(model, describe(args.model, resolved, MODEL_DIR), args.format, args.out)
-    emit(json.dumps(report, indent=2) if args.json else _in_words(report, args.out, time.perf_counter() - begin))
+    words = _in_words(report, args.out, time.perf_counter() - begin)
+    if weights.has_router(resolved):
+        words += (
+            f"\n{resolved.name} has two networks; this is the one that was trained, for all clicks (docs/training.md)"
+        )
+    emit(json.dumps(report, indent=2) if args.json else words)
     return 0
 
 

@@ -188,13 +188,14 @@ class InteractiveInfer(InferTask):
         iou = float(segmentation.iou)
         unsure = segmentation.unsure
         more = {} if unsure is None else {"most_uncertain_ijk": list(unsure.most_uncertain_ijk())}
+        which = {} if segmentation.taught is None else {"network": "taught" if segmentation.taught else "base"}
         return more | {
             "label_names": {answer.label: 1},
             "predicted_iou": round(iou, 4) if math.isfinite(iou) else None,
             "voxels": int(np.count_nonzero(segmentation.mask_box)),
             "latencies": latencies,
             "model": self.model,
-            "weights": {"name": segmentation.weights, "version": segmentation.version},
+            "weights": {"name": segmentation.weights, "version": segmentation.version} | which,
             "warnings": list(segmentation.warnings),
         }
 

@@ -20,6 +20,9 @@ from .spec import AnySpec, EncoderSpec, Sam2dSpec
 from .zoo import SPECS, SPECS_2D
 
 ENCODER, DECODER = ("image_encoder.",), ("prompt_encoder.", "mask_decoder.")
+BASE, ROUTER = "base.", "router."
+"""What a fine-tuned version carries beside its network: the one for all that it was not taught, and the choice (router.py)."""
+
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 COUNTER = ".num_batches_tracked"  # of a batch norm, a whole number
 SHOWN = 5  # differences of a kind that an error names
@@ -56,7 +59,7 @@ def state_of(value: Any, source: str) -> dict[str, Tensor]:
     """The tensors of an unpickled checkpoint, with the keys of `Sam3D` or `Sam2D`.
 
     Accepts a training checkpoint (`model_state_dict`, or a run's `average`), plain weights, wrappers' prefixes such as
-    `module.`, and an encoder alone without its prefix.
+    `module.`, and an encoder alone without its prefix. What a version carries beside its network is left out.
 
     Args:
         value: what the file holds. source: its name, for errors.
@@ -67,6 +70,7 @@ def state_of(value: Any, source: str) -> dict[str, Tensor]:
     state = value
     if isinstance(state, Mapping):
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), state)
+        state = {key: tensor for key, tensor in state.items() if not str(key).startswith((BASE, ROUTER))}
     if not isinstance(state, Mapping) or not any(isinstance(tensor, Tensor) for tensor in state.values()):
         kind = f"the keys {_listed(state)}" if isinstance(state, Mapping) else f"a {type(value).__name__}"
         raise WeightsError(f"{source} holds no weights: expected a dictionary of tensors, found {kind}")

@@ -67,6 +67,7 @@ class Segmentation:
         weights, version: which weights answered.
         unsure: how sure the mask is, where that was asked for.
         values: name -> value in the mask, of an answer with several structures.
+        taught: whether the network that was taught answered, of weights that have two (router.py).
     """
 
     mask_box: np.ndarray
@@ -79,6 +80,7 @@ class Segmentation:
     version: str
     unsure: UncertaintyMap | None = None
     values: Mapping[str, int] = field(default_factory=dict)
+    taught: bool | None = None
 
     def full_mask(self) -> np.ndarray:
         """(I, J, K) uint8 mask of the whole scan."""
@@ -136,6 +138,12 @@ class VolumeSegmenter:
             self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
         self.model.prompt_encoder.keep_position(torch.bfloat16 if self.half else torch.float32)
         self.weights_name, self.weights_version = weights_name, weights_version
+
+    def answering(
+        self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None
+    ) -> VolumeSegmenter:
+        """The segmenter that answers these prompts: this one, where there is but one."""
+        return self
 
     @computed
     def encode(self, patch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -204,6 +212,10 @@ class VolumeSegmenter:
             raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
         return self._view(session, self._place(session, prompts, timings), prompts, timings)
 
+    def glance(self, session: ImageSession, first: Prompts, timings: dict[str, float]) -> View:
+        """The answer to a first prompt in the patch around it, after one decoder pass."""
+        return self._view(session, place_patch(session.volume.grid, first, self.spec), first, timings, glance=True)
+
     def _view(
         self,
         session: ImageSession,
@@ -268,8 +280,9 @@ class VolumeSegmenter:
         small one a vessel of a large one. The network's own estimate of its masks decides between the looks.
         """
         grid = session.volume.grid
-        wide = place_patch(grid, first, self.spec)
-        again = look_again(wide, self._cells(self._view(session, wide, first, timings, glance=True)), self.spec)
+        seen = self.glance(session, first, timings)
+        wide = seen.frame
+        again = look_again(wide, self.cells(seen), self.spec)
         frame = wide if again is None else place_patch(grid, first, self.spec, again)
         if first.box is not None or not self.spec.looks:
             return frame
@@ -286,19 +299,19 @@ class VolumeSegmenter:
             return best.frame
         view = self._view(session, closer, first, timings)
         better = view.iou > best.iou + BETTER if found else self._shows(view)  # anything is better than nothing
-        return closer if better and not leaves(closer, self._cells(view)) else best.frame
+        return closer if better and not leaves(closer, self.cells(view)) else best.frame
 
     def _is_part(self, session: ImageSession, view: View, first: Prompts) -> bool:
         """Whether a mask may be a part of a larger thing: it leaves its patch, or the click is in lung."""
-        if leaves(view.frame, self._cells(view)):
+        if leaves(view.frame, self.cells(view)):
             return True
         return self.spec.far_clicks > 0 and click_in_lung(session.volume, first.clicks_ijk[0])
 
     def _shows(self, view: View) -> bool:
         """Whether a mask holds any voxel of the scan; a few cells may hold none."""
-        return self._cells(view).sum() >= _MANY or bool(view.frame.paste(self._cube(view))[0].any())
+        return self.cells(view).sum() >= _MANY or bool(view.frame.paste(self._cube(view))[0].any())
 
-    def _cells(self, view: View) -> np.ndarray:
+    def cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
         return self._shown(view.logits, view.rounds)[0, 0].cpu().numpy() > 0
 
@@ -311,7 +324,7 @@ class VolumeSegmenter:
             return frame
         before = prompts.until(len(prompts.clicks) - 1)
         view = self._view(session, frame, before, timings)
-        return follow(frame, self._cells(view), prompts, self.spec)
+        return follow(frame, self.cells(view), prompts, self.spec)
 
     def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
         """Embedding and skip features of the patch, from the session or computed."""

@@ -6,6 +6,7 @@ import torch
 
 from . import weights
 from .compute import compute
+from .router import RoutedSegmenter, Router
 from .segmenter import VolumeSegmenter
 from .slice_segmenter import SliceSegmenter
 from .spec import Sam2dSpec
@@ -26,4 +27,8 @@ def _load(resolved: weights.ResolvedWeights, device: torch.device | str) -> Segm
     network = weights.load_sam(resolved, device)
     if isinstance(resolved.spec, Sam2dSpec):
         return SliceSegmenter(network, resolved.name, resolved.version, device)
-    return VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+    beside = weights.load_beside(resolved, device)
+    if beside is None:
+        return VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
+    base = VolumeSegmenter(beside[0], resolved.spec, resolved.name, f"{resolved.version}-base", device)
+    return RoutedSegmenter(network, base, Router.of(beside[1], resolved.paths[0].name), resolved.name, resolved.version)

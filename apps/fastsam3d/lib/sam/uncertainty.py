@@ -62,6 +62,7 @@ def uncertainty_map(segmenter: VolumeSegmenter, session: ImageSession, prompts: 
     Raises:
         PromptError: prompts that this scan or this model cannot be asked.
     """
+    segmenter = segmenter.answering(session, prompts)
     view = segmenter.look(session, prompts)
     fine, disagreement = _measured(segmenter, view)
     values, corner = view.frame.paste_values(fine)

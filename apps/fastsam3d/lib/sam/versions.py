@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .build import Sam2D, Sam3D
 from .checkpoint_files import WeightsError, read_header
+from .checkpoints import BASE, ROUTER
 from .files import whole_file, write_text
 from .registry import model_of, plain_name
 from .spec import AnySpec
@@ -60,18 +63,34 @@ def folder_of_accepted(model_dir: Path, model: str) -> Path:
     return Path(model_dir) / ACCEPTED / model
 
 
-def write_candidate(network: Sam3D | Sam2D, path: Path, metadata: Mapping[str, str]) -> None:
+def write_candidate(
+    network: Sam3D | Sam2D,
+    path: Path,
+    metadata: Mapping[str, str],
+    base: Sam3D | Sam2D | None = None,
+    router: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes a network as it would be served: in the types in which weights ship, see `weights_files.stored_dtype`.
+
+    Args:
+        base, router: the network for all that this one was not taught, and the tensors of the router between them.
 
     Raises:
         OSError: it cannot be written.
     """
     spec = network.spec
-    state = {
-        key: tensor.detach().to("cpu", stored_dtype(key, tensor, spec)).contiguous()
+    state = _stored(network)
+    if base is not None and router is not None:
+        state |= {BASE + key: tensor for key, tensor in _stored(base).items()}
+        state |= {ROUTER + key: tensor.to("cpu").contiguous() for key, tensor in router.items()}
+    write_safetensors(state, path, {"spec": spec.name, "model": model_of(spec.name), **metadata})
+
+
+def _stored(network: Sam3D | Sam2D) -> dict[str, Tensor]:
+    return {
+        key: tensor.detach().to("cpu", stored_dtype(key, tensor, network.spec)).contiguous()
         for key, tensor in network.state_dict().items()
     }
-    write_safetensors(state, path, {"spec": spec.name, "model": model_of(spec.name), **metadata})
 
 
 def publish(candidate: Path, model_dir: Path, spec: AnySpec, record: Record) -> None:

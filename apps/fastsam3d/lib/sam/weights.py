@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .build import Sam2D, Sam3D, build_network
 from .checkpoint_files import SUFFIXES, WeightsError, file_sha256, read_contents, read_header
-from .checkpoints import DECODER, check_fit, part, shapes_of, state_of
+from .checkpoints import BASE, DECODER, ROUTER, check_fit, part, shapes_of, state_of
 from .registry import IMPORTED, REGISTRY, WeightEntry, entries, folder_of, imported, model_of, plain_name, read_registry
 from .spec import AnySpec
 from .weights_files import choose_spec
@@ -91,7 +91,35 @@ def load_sam(resolved: ResolvedWeights, device: torch.device | str = "cpu") -> S
     Raises:
         WeightsError: a file cannot be read safely, does not fit the spec exactly, or changed since it was chosen.
     """
-    state = _read(resolved.paths)
+    return _load(_read(resolved.paths), resolved, device)
+
+
+def has_router(resolved: ResolvedWeights) -> bool:
+    """Whether it is a version with two networks, see router.py.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    files = [path for path in resolved.paths if path.suffix == ".safetensors"]
+    return any(key.startswith(ROUTER) for path in files for key in read_header(path)[0])
+
+
+def load_beside(
+    resolved: ResolvedWeights, device: torch.device | str = "cpu"
+) -> tuple[Sam3D | Sam2D, dict[str, Tensor]] | None:
+    """What a version carries beside its network: the base network, loaded likewise, and the router's tensors; or None.
+
+    Raises:
+        WeightsError: as `load_sam`.
+    """
+    if not has_router(resolved):
+        return None
+    content = {key: tensor for path in resolved.paths for key, tensor in read_contents(path).value.items()}
+    base, router = ({k.removeprefix(p): v for k, v in content.items() if k.startswith(p)} for p in (BASE, ROUTER))
+    return _load(base, resolved, device), router
+
+
+def _load(state: Mapping[str, Tensor], resolved: ResolvedWeights, device: torch.device | str) -> Sam3D | Sam2D:
     model = build_network(resolved.spec)
     check_fit(state, resolved.spec, _names(resolved.paths), shapes_of(model.state_dict()))
     own = {

@@ -94,6 +94,7 @@ class FinetuneConfig(TuningConfig):
         cube_share, cube: share of steps on cubes of that edge, cut around an annotated object, instead of whole patches.
         patches: cut from each case.
         gate_clicks: clicks of the gate.
+        routed: only clicks on what was annotated go to the trained network, see router.py; else it answers everything.
     """
 
     keep: int = 4
@@ -105,6 +106,7 @@ class FinetuneConfig(TuningConfig):
     cube: int = 96
     patches: int = 8
     gate_clicks: int = 5
+    routed: bool = True
 
 
 @dataclass(frozen=True)

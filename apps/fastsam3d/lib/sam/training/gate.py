@@ -147,6 +147,9 @@ def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUME
     on_guard = f"{kept:.3f} against {known:.3f} on {words.generated}" if guard else f"{words.generated}: not measured"
     if not held_out:
         return Verdict(False, "kept the served model: no structure was held out to compare on", (), tuple(guard))
+    if all(pair.served == pair.candidate for pair in held_out):
+        reason = f"kept the served model: the candidate answers nothing differently where annotations were held out (Dice {on_cases})"
+        return Verdict(False, reason, tuple(held_out), tuple(guard))
     if after < before:
         reason = f"kept the served model: the candidate is worse where annotations were held out (Dice {on_cases})"
         return Verdict(False, reason, tuple(held_out), tuple(guard))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from ..router import Router
 from ..segmenters import Segmenter
 from ..spec import AnySpec, Sam2dSpec
 from . import annotated2d, gate, gate2d, patches
@@ -17,6 +18,7 @@ from .finetune_config import Finetune2dConfig, FinetuneConfig, TuningConfig
 from .gate import Pair
 from .patches import PatchSet
 from .report import SLICES, VOLUMES, Words
+from .routing import fit_router
 from .tuning import Tuning
 
 _MASKS_KEPT = 6
@@ -40,6 +42,16 @@ class Learner(Protocol):
 
         Raises:
             VolumeError: a file cannot be used. ValueError: nothing to train on.
+        """
+        ...
+
+    def router(
+        self, cases: Sequence[LabelledCase], structures: Sequence[str], folder: Path, served: Segmenter, say: Say
+    ) -> Router | None:
+        """What sends clicks on the structures to the network that was trained on them; None where it answers all clicks.
+
+        Raises:
+            VolumeError: a file cannot be used.
         """
         ...
 
@@ -73,6 +85,10 @@ class VolumeLearner:
         rehearsal, keep = c.rehearsal_cases if c.rehearsal else 0, _MASKS_KEPT if c.keep else 0
         return patches.build(cases, structures, folder, served, c.patches, rehearsal, keep, c.seed, say)
 
+    def router(self, cases, structures, folder, served, say) -> Router | None:
+        """See Learner."""
+        return fit_router(cases, structures, served, folder, self.config.seed, say) if self.config.routed else None
+
     def compare(self, served, candidate, cases, structures, say) -> list[Pair]:
         """See Learner."""
         return gate.compare(served, candidate, cases, structures, self.config.gate_clicks, say)
@@ -95,6 +111,10 @@ class SliceLearner:
         c, size = self.config, served.spec.image_size
         rehearsal = c.rehearsal_cases if c.rehearsal else 0
         return annotated2d.build(cases, structures, folder, size, c.slices, c.other_axes, rehearsal, c.seed, say)
+
+    def router(self, cases, structures, folder, served, say) -> Router | None:
+        """See Learner."""
+        return None
 
     def compare(self, served, candidate, cases, structures, say) -> list[Pair]:
         """See Learner."""

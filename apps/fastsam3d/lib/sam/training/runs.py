@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 RUNS = "runs"
 STATUS = "status.json"
 _LOCK = ".lock"
-_DATA = "patches"
+_DATA, _ROUTES = "patches", "routes"
 _PARTS = (0.9, 0.75, 0.5, 0.25)
 """Of the way that training went, which the gate is shown where all of it forgets too much: what was learned grows with the share, what is
 forgotten with its square."""
@@ -122,22 +122,22 @@ class Run:
     def _locked(self) -> Outcome | None:
         self._status("running", "reading the annotations")
         self.folds = plan(self.cases)
-        structures = structures_of(self.cases, self.config.structures)
-        if not structures:
+        self.structures = structures_of(self.cases, self.config.structures)
+        if not self.structures:
             wanted = ", ".join(self.config.structures)
             raise ValueError(f"no annotated case holds {wanted or 'a labelled voxel'}; nothing to train on")
         self.folder = self._folder()
-        logger.info("run %s: %d cases, structures %s", self.folder.name, len(self.cases), ", ".join(structures))
+        logger.info("run %s: %d cases, structures %s", self.folder.name, len(self.cases), ", ".join(self.structures))
         for fold in self.folds:
             logger.info("  %s: %d cases train, %d judge", fold.name, len(fold.train), len(fold.held_out))
-        served = load_segmenter(self.base, self.device)
-        patches = self._patches(structures, served)
+        self.served = load_segmenter(self.base, self.device)
+        patches = self._patches()
         pairs: list[Pair] = []
         for fold in self.folds:
-            pairs += self._train(fold, patches, structures, served)
+            pairs += self._train(fold, patches)
         if not self.first:
             return None
-        return self._judge(pairs, structures, served)
+        return self._judge(pairs)
 
     def _folder(self) -> Path:
         """The folder of the unfinished run that this one goes on with, or a new one; older ones lose their large files."""
@@ -167,17 +167,17 @@ class Run:
             raise RuntimeError("the first process made no run; start it again")
         return chosen
 
-    def _patches(self, structures: Sequence[str], served: Segmenter) -> tuple[PatchSet, dict[str, int]]:
+    def _patches(self) -> tuple[PatchSet, dict[str, int]]:
         """All that is trained on, and the number by which a case's files are known."""
         trained = sorted({case.name: case for fold in self.folds for case in fold.train}.values(), key=lambda k: k.name)
         if not self.first:
             dist.barrier()
-        made = self.learner.prepare(trained, structures, self.folder / _DATA, served, self._say)
+        made = self.learner.prepare(trained, self.structures, self.folder / _DATA, self.served, self._say)
         if self.first and dist.is_initialized():
             dist.barrier()
         return made, {case.name: number for number, case in enumerate(trained)}
 
-    def _train(self, fold: Fold, patches: tuple[PatchSet, dict[str, int]], structures, served) -> list[Pair]:
+    def _train(self, fold: Fold, patches: tuple[PatchSet, dict[str, int]]) -> list[Pair]:
         """One training, its candidate file, and its comparison on the held-out cases."""
         made, numbers = patches
         chosen = made.of_cases({numbers[case.name] for case in fold.train})
@@ -194,14 +194,15 @@ class Run:
             training.model.load_state_dict(best)
             self._write(training.model, fold, 1.0)
         del training
-        return self._compared(fold, 1.0, structures, served)
+        return self._compared(fold, 1.0)
 
-    def _compared(self, fold: Fold, share: float, structures: Sequence[str], served: Segmenter) -> list[Pair]:
+    def _compared(self, fold: Fold, share: float) -> list[Pair]:
         """A share of the way that a training went against the served model, on the held-out cases."""
         compared = self.folder / fold.name / f"held_out{'' if share == 1 else f'-{share}'}.json"
         if not compared.exists():
             self._say(f"comparing {fold.name} with the served model")
-            found = self.learner.compare(served, self._candidate(fold, share), fold.held_out, structures, self._say)
+            candidate = self._candidate(fold, share)
+            found = self.learner.compare(self.served, candidate, fold.held_out, self.structures, self._say)
             write_json(compared, [asdict(pair) for pair in found])
         return [Pair(**pair) for pair in json.loads(compared.read_text())]
 
@@ -209,9 +210,9 @@ class Run:
         """The model a share of the way from the served weights to those that training came to."""
         path = self.folder / fold.name / _candidate_name(share)
         if not path.exists():
-            network, served = self._network(fold, 1.0), weights.load_sam(self.base, self.device).state_dict()
+            network, start = self._network(fold, 1.0), weights.load_sam(self.base, self.device).state_dict()
             mixed = {
-                k: served[k].lerp(v, share) if v.is_floating_point() else v for k, v in network.state_dict().items()
+                k: start[k].lerp(v, share) if v.is_floating_point() else v for k, v in network.state_dict().items()
             }
             network.load_state_dict(mixed)
             self._write(network, fold, share)
@@ -225,24 +226,31 @@ class Run:
         return ResolvedWeights(self.folder.name, (path,), self.base.spec, weights.version_of((path,)), "candidate")
 
     def _write(self, network: Sam3D | Sam2D, fold: Fold, share: float) -> None:
+        """The candidate's file: with a router the network that it came from is in it too, and answers all other clicks."""
         about = {"licence": "of the served weights", "base": self.base.name}
-        write_candidate(network, self.folder / fold.name / _candidate_name(share), about)
+        path = self.folder / fold.name / _candidate_name(share)
+        router = self.learner.router(fold.train, self.structures, self.folder / _ROUTES, self.served, self._say)
+        if router is None:
+            write_candidate(network, path, about)
+            return
+        beside = weights.load_beside(self.base)
+        write_candidate(network, path, about, beside[0] if beside else weights.load_sam(self.base), router.tensors())
 
-    def _verdict(self, share: float, pairs: list[Pair], served: Segmenter) -> tuple[Verdict, Segmenter]:
+    def _verdict(self, share: float, pairs: list[Pair]) -> tuple[Verdict, Segmenter]:
         """What the gate says to a share of the way, and the model that it was asked about."""
         self._say(f"comparing on {self.learner.words.generated}")
         candidate = self._candidate(self.folds[-1], share)
-        guard = self.learner.compare_generated(served, candidate)
+        guard = self.learner.compare_generated(self.served, candidate)
         return judge(pairs, guard, self.learner.words, share), candidate
 
-    def _judge(self, pairs: list[Pair], structures: Sequence[str], served: Segmenter) -> Outcome:
+    def _judge(self, pairs: list[Pair]) -> Outcome:
         """Gate, publication, history, report."""
         last, name, share = self.folds[-1], self.folder.name, 1.0
-        verdict, candidate = self._verdict(share, pairs, served)
+        verdict, candidate = self._verdict(share, pairs)
         for part in _PARTS if verdict.forgets else ():
             self._say(f"{verdict.reason}; trying {part:.0%} of the way")
-            pairs = [pair for fold in self.folds for pair in self._compared(fold, part, structures, served)]
-            found, candidate = self._verdict(part, pairs, served)
+            pairs = [pair for fold in self.folds for pair in self._compared(fold, part)]
+            found, candidate = self._verdict(part, pairs)
             if found.accepted:
                 verdict, share = found, part
             if not found.forgets:
@@ -342,7 +350,7 @@ def _candidate_name(share: float) -> str:
 
 def _drop_large(folder: Path) -> None:
     """Removes what only a running training needs: patches, checkpoints, candidates."""
-    for path in [folder / _DATA, *folder.glob(".*.part")]:
+    for path in [folder / _DATA, folder / _ROUTES, *folder.glob(".*.part")]:
         shutil.rmtree(path, ignore_errors=True)
     for pattern in ("*/checkpoint.*", "*/candidate*.safetensors"):
         for path in folder.glob(pattern):
