@@ -14,6 +14,7 @@ from lib.infers.request import RequestError
 from lib.sam.build import build_sam
 from lib.sam.preprocess import VolumeError
 from lib.sam.prompts import PromptError
+from lib.sam.router import RoutedSegmenter, Router
 from lib.sam.segmenter import VolumeSegmenter
 from lib.sam.session import SessionStore
 from lib.sam.zoo import get_spec
@@ -189,3 +190,16 @@ def test_how_unsure_a_mask_is_comes_instead_of_it_when_asked(task, images):
     assert params["voxels"] == plain["voxels"] and "most_uncertain_ijk" not in plain
     with pytest.raises(RequestError, match="uncertainty"):
         task({**request, "uncertainty": "yes"})
+
+
+def test_the_label_says_which_network_and_the_answer_which_it_was(task, segmenter, images):
+    """Of weights with two networks, and a router for which nothing was ever taught."""
+    image, skips = segmenter.encode(torch.zeros(1, 2, 128, 128, 128))
+    width = 4 * sum(features.shape[1] for features in (image, *skips)) + 2
+    samples, taught = np.random.default_rng(0).normal(1e4, 1, (4, width)), np.array([True, False] * 2)
+    router = Router.fit(samples, taught, np.zeros(4))
+    task._segmenter = RoutedSegmenter(segmenter.model, segmenter, router, ["Left kidney"], "two", "1" * 12)
+    asked = {"image": images[0], "foreground": [[20, 20, 18]], "result_write_to_file": False}
+    for label, network in (({"label": "left  KIDNEY"}, "taught"), ({"label": "liver"}, "base"), ({}, "base")):
+        _, params = task(asked | label)
+        assert params["weights"] == {"name": "two", "version": "1" * 12, "network": network}

@@ -101,7 +101,8 @@ def pair(served, candidate):
     ("held_out", "guard", "accepted", "reason"),
     [
         ([(0.5, 0.7)], [(0.8, 0.79)], True, "published"),
-        ([(0.5, 0.5)], [(0.8, 0.8)], True, "published"),
+        ([(0.5, 0.625), (0.625, 0.5)], [(0.8, 0.8)], True, "published"),
+        ([(0.5, 0.5)], [(0.8, 0.8)], False, "nothing differently"),
         ([(0.5, 0.49)], [(0.8, 0.9)], False, "worse where annotations were held out"),
         ([(0.5, 0.9), (0.9, 0.4)], [(0.8, 0.8)], False, "worse"),
         ([(0.5, 0.9)], [(0.8, 0.8 - MAX_FORGETTING - 0.01)], False, "forgets"),

@@ -175,7 +175,8 @@ def version_of_two(folder, cases, served, seed=1):
     router = fit_router(cases, ["ball"], load_segmenter(served), folder / "routes", 1)
     beside = weights.load_beside(served)
     path = folder / "two.safetensors"
-    write_candidate(network(seed), path, {}, beside[0] if beside else weights.load_sam(served), router.tensors())
+    base = beside.base if beside else weights.load_sam(served)
+    write_candidate(network(seed), path, {weights.TAUGHT: '["The ball"]'}, base, router.tensors())
     return ResolvedWeights("two", (path,), SPEC, weights.version_of((path,)), "accepted")
 
 
@@ -217,6 +218,13 @@ def test_the_first_click_decides_and_is_asked_about_once(cases, two, monkeypatch
             both.segment(session, Prompts((Click((400, 0, 0)),)))
 
 
+def test_prompts_that_name_what_was_taught_need_no_choice(cases, two):
+    both = load_segmenter(two)
+    with SessionStore(2**30).open("0", cases[0].image) as session:
+        for name, taught in (("the  BALL", True), ("a ball", False), ("", False)):
+            assert both.segment(session, replace(AWAY, structure=name)).taught is taught
+
+
 def test_uncertainty_is_that_of_the_network_that_answers(cases, served, two):
     both, before = load_segmenter(two), load_segmenter(served)
     with SessionStore(2**30).open("0", cases[0].image) as session:
@@ -228,7 +236,7 @@ def test_the_next_training_keeps_the_base_and_adds_to_what_was_taught(cases, ser
     few(monkeypatch)
     (tmp_path / "next").mkdir()
     third = version_of_two(tmp_path / "next", cases[1:], two, seed=2)
-    first, base = weights.load_sam(served).state_dict(), weights.load_beside(third)[0].state_dict()
+    first, base = weights.load_sam(served).state_dict(), weights.load_beside(third).base.state_dict()
     assert all(torch.equal(first[k], base[k]) for k in first)
     router, older = (load_segmenter(v).router for v in (third, two))
     assert int(router.taught.sum()) == 5 + int(older.taught.sum())
@@ -261,6 +269,22 @@ def test_a_version_with_a_damaged_base_is_refused(two, tmp_path):
         write_safetensors(state, path, about)
         with pytest.raises(WeightsError, match=name):
             load_segmenter(replace(two, paths=(path,), version=weights.version_of((path,))))
+
+
+def test_where_every_voxel_is_annotated_there_is_nothing_to_choose(cases, served, tmp_path, monkeypatch):
+    few(monkeypatch)
+    path = tmp_path / "all.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 40), np.uint8), np.diag([1.5, 1.5, 1.5, 1.0])), path)
+    case = replace(cases[0], label=path)
+    assert fit_router([case], ["ball"], load_segmenter(served), tmp_path, 1) is None
+
+
+def test_a_header_that_names_nothing_readable_is_refused(two, tmp_path):
+    path = tmp_path / "names.safetensors"
+    about = read_header(two.paths[0])[1] | {weights.TAUGHT: "ball, liver"}
+    write_safetensors(read_contents(two.paths[0]).value, path, about)
+    with pytest.raises(WeightsError, match="must be a JSON list of names"):
+        load_segmenter(replace(two, paths=(path,), version=weights.version_of((path,))))
 
 
 def test_descriptions_are_made_once(cases, served, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def combine(
     answers: list[tuple[int, int, Segmentation]] = []
     last: Segmentation | None = None
     for place in places:
-        last = segmenter.segment(session, Prompts((Click(place.centre_ijk),)))
+        last = segmenter.segment(session, Prompts((Click(place.centre_ijk),), structure=place.structure))
         count = int(np.count_nonzero(last.mask_box))
         if place.volume_ml / _PLAUSIBLE <= count * voxel_ml <= place.volume_ml * _PLAUSIBLE:
             answers.append((count, numbers[place.structure], last))

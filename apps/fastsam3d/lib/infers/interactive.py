@@ -167,8 +167,11 @@ class InteractiveInfer(InferTask):
         Raises:
             RequestError, PromptError: the request breaks a rule.
         """
-        prompts = parse_prompts(request, session.volume.grid)
-        if not parse_answer(request).uncertainty:
+        answer = parse_answer(request)
+        prompts = replace(
+            parse_prompts(request, session.volume.grid), structure=answer.label if request.get("label") else ""
+        )
+        if not answer.uncertainty:
             return lambda segmenter: segmenter.segment(session, prompts)
         return lambda segmenter: replace(
             segmenter.segment(session, prompts), unsure=uncertainty_map(segmenter, session, prompts)

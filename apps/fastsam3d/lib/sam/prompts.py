@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,17 +67,22 @@ class Box:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Everything that is asked at once: clicks in the order in which they were made, and at most one box."""
+    """Everything that is asked at once: clicks in the order in which they were made, and at most one box.
+
+    Attributes:
+        structure: what the user says that it is, if anything; it chooses between networks (router.py) and is no prompt.
+    """
 
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
+    structure: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "clicks", tuple(self.clicks))
 
     def until(self, count: int) -> "Prompts":
         """The box, and the first `count` clicks."""
-        return Prompts(self.clicks[:count], self.box)
+        return replace(self, clicks=self.clicks[:count])
 
     @property
     def clicks_ijk(self) -> np.ndarray:
@@ -129,6 +134,11 @@ class Prompts:
                 f"a box may be one voxel thin along one axis only, got corners {box.low_ijk} and {box.high_ijk}; "
                 "use a click for a single voxel"
             )
+
+
+def name_key(name: str) -> str:
+    """Form in which two spellings of one structure are equal."""
+    return " ".join(name.split()).casefold()
 
 
 def _voxel(values, what: str) -> tuple[int, int, int]:

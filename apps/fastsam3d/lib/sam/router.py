@@ -8,7 +8,7 @@ one of them frozen, so whatever is not sent to the taught one is answered as bef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,16 +20,17 @@ from .build import Sam3D
 from .checkpoint_files import WeightsError
 from .compute import computed
 from .placement import first_prompt
-from .prompts import Click, Prompts
+from .prompts import Click, Prompts, name_key
 from .segmenter import Segmentation, View, VolumeSegmenter
 from .session import ImageSession
 
 _REACH = 1 / 16
 """Features count so far around a click, as share of the patch's edge."""
 
+_LARGEST = 6e4  # is kept in float16
 _FARTHEST = 5.0  # standard deviations; what lies beyond counts as there
 _NOISE, _PRIOR = 0.1, -1.0
-_STRAYING = 0.1
+_STRAYING = 0.15
 _LEAST, _LEAST_OF_ONE = (-0.7, 0.3), -0.45
 
 
@@ -59,8 +60,8 @@ class Router:
     def fit(cls, samples: np.ndarray, taught: np.ndarray, cases: np.ndarray) -> Router:
         """Fits to descriptions (N, D) of clicks on what was taught (N,) bool and elsewhere, of cases (N,) by number.
 
-        Both kinds count half. One in ten clicks elsewhere may go to the taught network, as routers tell it of cases that they have
-        not seen; for one case alone the score is asked that this gives for more (measured, docs/training.md).
+        Both kinds count half. Fifteen in a hundred clicks elsewhere may go to the taught network, by routers that have not
+        seen their case; for one case alone `least` is what this gives for more.
 
         Raises:
             ValueError: there is no click of one kind.
@@ -145,14 +146,21 @@ class RoutedSegmenter(VolumeSegmenter):
 
     Args:
         model: the taught network. base: the other one's segmenter, with a version of its own. router: chooses.
+        names: what was taught; prompts that name one of these need no choice.
         weights_name, weights_version: of both together.
     """
 
     def __init__(
-        self, model: Sam3D, base: VolumeSegmenter, router: Router, weights_name: str, weights_version: str
+        self,
+        model: Sam3D,
+        base: VolumeSegmenter,
+        router: Router,
+        names: Iterable[str],
+        weights_name: str,
+        weights_version: str,
     ) -> None:
         super().__init__(model, base.spec, weights_name, weights_version, base.device)
-        self.base, self.router = base, router
+        self.base, self.router, self.names = base, router, frozenset(map(name_key, names))
 
     def answering(
         self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None
@@ -163,6 +171,8 @@ class RoutedSegmenter(VolumeSegmenter):
             PromptError: prompts that this scan cannot be asked. WeightsError: the router does not fit the base.
         """
         prompts.validate(session.volume.grid)
+        if name_key(prompts.structure) in self.names:
+            return self
         place = place_of(prompts)
         key = ("route", self.weights_version, place)
         taught = session.get(key)
@@ -220,7 +230,7 @@ def _description(view: View, place: np.ndarray, segmenter: VolumeSegmenter) -> n
         within = (x * share).sum((1, 2, 3)) / share.sum().clamp_min(1e-6)
         parts += [x[(slice(None), *at)], around.mean(1), around.std(1, correction=0), within]
     parts.append(torch.tensor([float(mask.sum().log1p()), view.iou], device=mask.device))
-    return torch.cat(parts).cpu().numpy()
+    return torch.cat(parts).clamp(-_LARGEST, _LARGEST).cpu().numpy()
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -30,5 +30,6 @@ def _load(resolved: weights.ResolvedWeights, device: torch.device | str) -> Segm
     beside = weights.load_beside(resolved, device)
     if beside is None:
         return VolumeSegmenter(network, resolved.spec, resolved.name, resolved.version, device)
-    base = VolumeSegmenter(beside[0], resolved.spec, resolved.name, f"{resolved.version}-base", device)
-    return RoutedSegmenter(network, base, Router.of(beside[1], resolved.paths[0].name), resolved.name, resolved.version)
+    base = VolumeSegmenter(beside.base, resolved.spec, resolved.name, f"{resolved.version}-base", device)
+    router = Router.of(beside.router, resolved.paths[0].name)
+    return RoutedSegmenter(network, base, router, beside.names, resolved.name, resolved.version)

@@ -35,6 +35,9 @@ from .zoo import ALL_SPECS
 __all__ = ["REGISTRY", "ResolvedWeights", "WeightEntry", "WeightsError", "load_sam", "resolve", "verify", "version_of"]
 
 ACCEPTED = "accepted"
+TAUGHT = "taught"
+"""Key of a file's header that lists the names of the structures that its network was trained on."""
+
 POINTER = "current.json"
 _MODELS = tuple(dict.fromkeys(model_of(name) for name in ALL_SPECS))
 _HALVES = ("_encoder.safetensors", "_decoder.safetensors")
@@ -104,10 +107,17 @@ def has_router(resolved: ResolvedWeights) -> bool:
     return any(key.startswith(ROUTER) for path in files for key in read_header(path)[0])
 
 
-def load_beside(
-    resolved: ResolvedWeights, device: torch.device | str = "cpu"
-) -> tuple[Sam3D | Sam2D, dict[str, Tensor]] | None:
-    """What a version carries beside its network: the base network, loaded likewise, and the router's tensors; or None.
+@dataclass(frozen=True)
+class Beside:
+    """What a version carries beside its network: the base network, the router's tensors, and the names of what was taught."""
+
+    base: Sam3D | Sam2D
+    router: dict[str, Tensor]
+    names: tuple[str, ...]
+
+
+def load_beside(resolved: ResolvedWeights, device: torch.device | str = "cpu") -> Beside | None:
+    """What a version carries beside its network, the base loaded like it; None of weights with one network.
 
     Raises:
         WeightsError: as `load_sam`.
@@ -116,7 +126,12 @@ def load_beside(
         return None
     content = {key: tensor for path in resolved.paths for key, tensor in read_contents(path).value.items()}
     base, router = ({k.removeprefix(p): v for k, v in content.items() if k.startswith(p)} for p in (BASE, ROUTER))
-    return _load(base, resolved, device), router
+    text = next((read_header(path)[1][TAUGHT] for path in resolved.paths if TAUGHT in read_header(path)[1]), "[]")
+    try:
+        names = tuple(str(name) for name in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{_names(resolved.paths)}: {TAUGHT} must be a JSON list of names ({error})") from error
+    return Beside(_load(base, resolved, device), router, names)
 
 
 def _load(state: Mapping[str, Tensor], resolved: ResolvedWeights, device: torch.device | str) -> Sam3D | Sam2D:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..geometry import Grid
+from ..prompts import name_key as key
 from ..volume_io import Volume, VolumeError, read_volume
 
 BACKGROUND = "background"
@@ -35,11 +36,6 @@ class LabelledCase:
     def structure(self, value: int) -> str:
         """The structure's name: stripped, inner blanks single, compared without regard to case by `key`."""
         return " ".join(str(self.names.get(value) or f"label {value}").split())
-
-
-def key(name: str) -> str:
-    """Form in which two spellings of one structure are equal."""
-    return " ".join(name.split()).casefold()
 
 
 def read_label(case: LabelledCase, grid: Grid) -> np.ndarray:

@@ -97,7 +97,7 @@ class FinetuneConfig(TuningConfig):
         routed: only clicks on what was annotated go to the trained network, see router.py; else it answers everything.
     """
 
-    keep: int = 4
+    keep: int = 2
     rounds: tuple[tuple[float, int], ...] = ((0.5, 2), (0.4, 3), (0.1, 5))
     box_share: float = 0.2
     uniform_share: float = 0.3
@@ -105,6 +105,7 @@ class FinetuneConfig(TuningConfig):
     cube_share: float = 0.4
     cube: int = 96
     patches: int = 8
+    rehearsal: float = 0.15
     gate_clicks: int = 5
     routed: bool = True
 

@@ -21,7 +21,7 @@ from .report import SLICES, VOLUMES, Words
 from .routing import fit_router
 from .tuning import Tuning
 
-_MASKS_KEPT = 6
+_MASKS_KEPT = 4
 Say = Callable[[str], None]
 
 

@@ -26,8 +26,6 @@ _KEPT = 400  # of what was taught before
 _TRIES = 10
 _RULES = ("random", "ritm")
 _NEAREST_MM, _FARTHEST_MM = 5.0, 40.0
-
-
 Place = tuple[int, ...]
 
 
@@ -46,42 +44,45 @@ def fit_router(
     folder: Path,
     seed: int,
     say: Callable[[str], None] = lambda text: None,
-) -> Router:
+) -> Router | None:
     """The router of a training on these cases; one that the served model has already goes on with what that one was taught.
 
     Args:
         folder: keeps what was described, for another run or another fold.
 
+    Returns:
+        None where every voxel is labelled: there is nothing else to click on.
+
     Raises:
-        VolumeError: a file cannot be read. ValueError: no case holds a labelled voxel, or no other.
+        VolumeError: a file cannot be read. ValueError: no case holds a labelled voxel.
     """
     routed = isinstance(served, RoutedSegmenter)
     base, found = (served.base if routed else served), []
     for n, case in enumerate(cases, start=1):
-        found.append(samples_of(case, structures, base, len(cases), seed, folder))
+        found.append(samples_of(case, structures, base, min(1.0, _FULL / len(cases)), seed, folder))
         say(f"clicks of {case.name} described ({n} of {len(cases)})")
+    if all(s.taught.all() for s in found):
+        return None
     if routed:
         before = served.router.samples[served.router.taught > 0].float().numpy()[-_KEPT:]
         found.append(Samples(before, np.ones(len(before), dtype=bool)))
-    numbers = np.repeat(np.arange(len(found)), [len(s.taught) for s in found])
-    return Router.fit(
-        np.concatenate([s.descriptions for s in found]), np.concatenate([s.taught for s in found]), numbers
-    )
+    descriptions, taught = (np.concatenate([getattr(s, name) for s in found]) for name in ("descriptions", "taught"))
+    return Router.fit(descriptions, taught, np.repeat(np.arange(len(found)), [len(s.taught) for s in found]))
 
 
 def samples_of(
-    case: LabelledCase, structures: Sequence[str], base: VolumeSegmenter, cases: int, seed: int, folder: Path
+    case: LabelledCase, structures: Sequence[str], base: VolumeSegmenter, share: float, seed: int, folder: Path
 ) -> Samples:
-    """Those of one case of so many; what the folder has of it, once they are made.
+    """Those of one case, a share of the full number; what the folder has of it, once they are made.
 
     Raises:
         VolumeError: a file cannot be read.
     """
     name = sha256(case.name.encode()).hexdigest()[:16]
-    file = folder / f"{name}-{min(cases, _FULL)}.npz"
+    file = folder / f"{name}-{share:.4f}.npz"
     if not file.exists():
         rng = np.random.default_rng([seed, int(name[:8], 16)])
-        descriptions, taught = _describe(case, structures, base, min(1.0, _FULL / cases), rng)
+        descriptions, taught = _describe(case, structures, base, share, rng)
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as opened:
             np.savez(opened, descriptions=descriptions, taught=taught)

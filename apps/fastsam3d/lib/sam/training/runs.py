@@ -234,7 +234,9 @@ class Run:
             write_candidate(network, path, about)
             return
         beside = weights.load_beside(self.base)
-        write_candidate(network, path, about, beside[0] if beside else weights.load_sam(self.base), router.tensors())
+        base, before = (beside.base, beside.names) if beside else (weights.load_sam(self.base), ())
+        names = sorted({*before, *self.structures})
+        write_candidate(network, path, about | {weights.TAUGHT: json.dumps(names)}, base, router.tensors())
 
     def _verdict(self, share: float, pairs: list[Pair]) -> tuple[Verdict, Segmenter]:
         """What the gate says to a share of the way, and the model that it was asked about."""
