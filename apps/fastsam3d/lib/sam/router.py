@@ -102,6 +102,7 @@ class Router:
         """
         return self.score(description) > float(self.least)
 
+    @computed
     def score(self, description: np.ndarray) -> float:
         """About 1 for a click, described by (D,), on what was taught, and -1 for others.
 
