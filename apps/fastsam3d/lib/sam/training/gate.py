@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..anatomy.generator import generate
+from ..clicks import next_click
 from ..evaluate import evaluate_case, largest_component
 from ..geometry import Grid
+from ..prompts import Prompts
+from ..router import RoutedSegmenter
 from ..segmenter import VolumeSegmenter
 from ..volume_io import Volume
 from .cases import LabelledCase, read_case
@@ -34,12 +37,16 @@ _MIN_VOXELS = 60
 
 @dataclass(frozen=True)
 class Pair:
-    """One structure under both models: Dice after CLICKS clicks (fewer if fewer were made); of slices see gate2d.py."""
+    """One structure under both models: Dice after CLICKS clicks (fewer if fewer were made); of slices see gate2d.py.
+
+    `taught` says whether the candidate's trained network answered, where it has two (router.py).
+    """
 
     case: str
     structure: str
     served: tuple[float, ...]
     candidate: tuple[float, ...]
+    taught: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +154,11 @@ def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUME
     on_guard = f"{kept:.3f} against {known:.3f} on {words.generated}" if guard else f"{words.generated}: not measured"
     if not held_out:
         return Verdict(False, "kept the served model: no structure was held out to compare on", (), tuple(guard))
-    if all(pair.served == pair.candidate for pair in held_out):
-        reason = f"kept the served model: the candidate answers nothing differently where annotations were held out (Dice {on_cases})"
+    if all(pair.taught is False for pair in held_out):
+        reason = (
+            f"kept the served model: no click on what was held out goes to the trained network (Dice {on_cases}); "
+            "annotate one more case"
+        )
         return Verdict(False, reason, tuple(held_out), tuple(guard))
     if after < before:
         reason = f"kept the served model: the candidate is worse where annotations were held out (Dice {on_cases})"
@@ -166,9 +176,14 @@ def judge(held_out: Sequence[Pair], guard: Sequence[Pair], words: Words = VOLUME
 def _pair(served, candidate, volume: Volume, target: np.ndarray, case: str, structure: str, clicks: int) -> Pair:
     curves = []
     for segmenter in (served, candidate):
-        scores, _, _ = evaluate_case(segmenter, Resident(volume), target, max_clicks=clicks, boxes=False)
+        session = Resident(volume)
+        scores, _, _ = evaluate_case(segmenter, session, target, max_clicks=clicks, boxes=False)
         curves.append(tuple(round(scores[n - 1], 4) for n in CLICKS if n <= clicks))
-    return Pair(case, structure, *curves)
+    if not isinstance(candidate, RoutedSegmenter):
+        return Pair(case, structure, *curves)
+    spacing = tuple(float(s) for s in volume.grid.spacing_mm)
+    first = next_click(np.zeros_like(target), target, rule="centre", spacing_mm=spacing)
+    return Pair(case, structure, *curves, candidate.answering(session, Prompts((first,))) is candidate)
 
 
 def _mean(curves: Sequence[tuple[float, ...]]) -> float:
