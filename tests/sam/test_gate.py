@@ -22,7 +22,7 @@ from lib.sam.weights import ResolvedWeights
 
 from tests.sam.test_finetune import QUICK, TINY, fresh, write_patches
 
-SPEC = replace(TINY, zoom=False)
+SPEC = replace(TINY, zoom=False, half=False)  # the served weights are then those of the file, to the last digit
 LEARN = replace(QUICK, epochs=3, steps_per_epoch=15, learning_rate=3e-3, ema=0.8, rehearsal=0.0, keep=0, box_share=0.0)
 
 
@@ -129,7 +129,7 @@ def test_of_a_candidate_that_forgets_the_part_is_published_that_does_not(tmp_pat
     published = weights.load_sam(replace(served, paths=(file,), version=weights.version_of((file,))), "cpu")
     start = weights.load_sam(served, "cpu")
     away = [b.detach() - a.detach() for a, b in zip(start.parameters(), published.parameters())]
-    assert torch.cat([x.flatten() for x in away]).norm() == pytest.approx(part * learner.whole, rel=0.05)
+    assert torch.cat([x.flatten() for x in away]).norm() == pytest.approx(part * learner.whole, rel=0.01)
     assert ("% of the way" in outcome.verdict.reason) is (part < 1)
     assert not list(models.glob("runs/**/candidate*.safetensors"))
 

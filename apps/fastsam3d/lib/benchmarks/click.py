@@ -72,12 +72,11 @@ def measure_click(
         sides = {OURS: ours} | {f"stock_{way}": stock for way in WAYS_BACK}
         taken: dict[tuple[str, str], list[float]] = defaultdict(list)
         agreement: dict[str, list[float]] = defaultdict(list)
-        for n, scan in enumerate(scans):
+        for n, scan in enumerate(scans):  # none is deleted: MONAI Label's own watcher would empty its list for a moment
             _one_scan(scan, sides, n, taken if n else defaultdict(list), agreement if n else defaultdict(list))
             if n:
                 latest = ", ".join(f"{model} {taken[model, 'first click'][-1]:.0f} ms" for model in sides)
                 say(f"scan {n} of {rounds}, first click: {latest}")
-            scan.path.unlink()
     for way in WAYS_BACK:
         overlap = median(agreement[f"stock_{way}"])
         say(f"our masks overlap those of stock_{way} with a Dice of {overlap:.3f} (only ours may zoom on the object)")
