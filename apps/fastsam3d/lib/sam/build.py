@@ -37,12 +37,13 @@ class Sam3D(nn.Module):
         Args:
             window: (B, 3) token offsets of cubes smaller than the spec's (training only), or None.
         """
-        embedding, stem = self.image_encoder.forward_features(patch, window)
-        skips = stem[:2]
         cell = self.spec.cell
         parts = pool_cells(patch, cell // 2) if self.spec.decoder.sharpen else None
+        cells = None
         if self.spec.decoder.appearance:
-            skips = (*skips, pool_cells(patch, cell) if parts is None else pool_cells(parts, 2))
+            cells = pool_cells(patch, cell) if parts is None else pool_cells(parts, 2)
+        embedding, stem = self.image_encoder.forward_features(patch, window)
+        skips = stem[:2] if cells is None else (*stem[:2], cells)
         if parts is not None:
             skips = (*skips, stem[2], parts)
         return embedding, skips

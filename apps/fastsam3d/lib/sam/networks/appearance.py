@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..spec import SamSpec
 from .connectedness import at_cells, clicked_cells, far_from_clicks, prompted_maps
-from .layers import in_parts, may_hold, zero_
+from .layers import SLAB, in_parts, may_hold, zero_
 
 KEY_CHANNELS = 16
 SOFTNESS = 0.08
@@ -24,11 +24,16 @@ _CHUNK = 16
 
 def pool_cells(patch: Tensor, cell: int) -> Tensor:
     """Mean intensities of cells of `cell` voxels: (B, c, S, S, S) -> (B, c, S / cell, ...)."""
-    if cell != 2 or torch.is_grad_enabled():
+    if cell != 2 or patch.is_cuda or torch.is_grad_enabled():
         return F.avg_pool3d(patch, cell)
-    halves = patch[:, :, ::2] + patch[:, :, 1::2]  # the same, in half of its time on a CPU
-    halves = halves[..., ::2, :] + halves[..., 1::2, :]
-    return (halves[..., ::2] + halves[..., 1::2]).mul_(1 / 8)
+    return torch.cat([_pool_halves(patch[:, :, slab]) for slab in in_parts(patch.shape[2], SLAB)], 2)
+
+
+def _pool_halves(x: Tensor) -> Tensor:
+    """Means of cells of two voxels, in half of the time of `avg_pool3d` on a CPU."""
+    x = x[:, :, ::2] + x[:, :, 1::2]
+    x = x[..., ::2, :] + x[..., 1::2, :]
+    return (x[..., ::2] + x[..., 1::2]).mul_(1 / 8)
 
 
 def map_channels(spec: SamSpec) -> int:

@@ -36,8 +36,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
         out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
     if q.dtype == torch.bfloat16 and not q.is_cuda and k.shape[2] <= FEW_KEYS and not torch.is_grad_enabled():
-        logits, scale = torch.matmul(q, k.transpose(2, 3)), q.shape[-1] ** -0.5
-        logits = logits.mul_(scale) if bias is None else torch.add(bias, logits, alpha=scale, out=logits)
+        keys, scale = k.transpose(2, 3), q.shape[-1] ** -0.5
+        if bias is None:
+            nothing = q.new_zeros(1, 1, 1).expand(len(q) * q.shape[1], q.shape[2], k.shape[2])
+            logits = torch.baddbmm(nothing, q.flatten(0, 1), keys.flatten(0, 1), beta=0, alpha=scale)
+            logits = logits.unflatten(0, q.shape[:2])
+        else:
+            logits = torch.matmul(q, keys)
+            logits = torch.add(bias, logits, alpha=scale, out=logits)
         return torch.matmul(torch.softmax(logits, -1), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 

@@ -59,12 +59,14 @@ class CrossAttention(nn.Module):
         k, v = self._split(self.k_proj(keys)), self._split(self.v_proj(values))
         k = k * k.shape[-1] ** -0.5
         columns = (k @ self._of_heads(self.q_proj.weight)).flatten(1, 2)  # (B, H M, width)
-        same = (k @ self.q_proj.bias.reshape(self.heads, -1, 1)).flatten(1)[:, None]
-        logits = _products(many, columns) + same
-        shares = logits.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2)
+        same = (k @ self.q_proj.bias.reshape(self.heads, -1, 1)).flatten(1, 2)
+        logits = (
+            _products(columns, many) + same
+        )  # keys before queries: then softmax is not along the last axis, which is short
+        shares = logits.unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2)
         rows = v @ self.out_proj.weight.T.reshape(self.heads, -1, many.shape[-1])
         rows = rows + self.out_proj.bias / self.heads  # the shares of every head add up to 1
-        return shares @ rows.flatten(1, 2)
+        return shares.transpose(1, 2) @ rows.flatten(1, 2)
 
     def _of_heads(self, weight: Tensor) -> Tensor:
         """(inner, width) -> (H, C, width)."""
