@@ -22,23 +22,23 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # MONAI Label's client leaves its sockets open
 ]
 
-# The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five. fastsam3d-compact-v4 reaches
-# it but for one of two vertebrae (0.745 to 0.803 after one click) and, where a fifth click makes a good mask worse, a spleen (0.897); what
-# these tests hold is what it does reach, less about 0.05, so that nothing gets worse unseen. Better weights raise the floors.
+# The goal for every organ that fits the patch is 0.80 after one click and 0.90 after five, and that a background click leaves at most
+# half of what it is put on. fastsam3d-compact-v4 reaches it here but for one of two vertebrae after one click (0.745); what these tests
+# hold is what it does reach, less about 0.05, so that nothing gets worse unseen. Better weights raise the floors.
 # FASTSAM3D_E2E_MIN_DICE=0 checks everything but the quality of the masks.
 QUALITY = os.environ.get("FASTSAM3D_E2E_MIN_DICE") != "0"
 FLOORS = {  # Dice after one click, after five
-    "spleen": (0.89, 0.86),
+    "spleen": (0.89, 0.90),
     "left kidney": (0.90, 0.91),
     "right kidney": (0.90, 0.91),
-    "vertebra": (0.70, 0.84),
+    "vertebra": (0.70, 0.85),
     "lesion": (0.89, 0.90),
     "liver": (0.84, None),
-    "left lung": (0.78, None),
-    "right lung": (0.48, None),  # one click near a large vessel of one of two comes as far as 0.53
+    "left lung": (0.79, None),
+    "right lung": (0.84, None),
 }
 BOX_DICE = 0.88
-KEPT_OF_FALSE_POSITIVE = 0.62  # the goal is 0.5, which one of nine background clicks misses (0.50 to 0.58)
+KEPT_OF_FALSE_POSITIVE = 0.55  # 0 to 0.48 of nine
 SMALLEST_FALSE_POSITIVE_ML = 0.5  # a part of the mask outside the organ that a user would notice and click on
 
 CASES = ("case1", "case2")

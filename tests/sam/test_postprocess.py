@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lib.sam.networks.layers import trilinear
-from lib.sam.postprocess import connected_to_clicks, near_clicks, steadied
+from lib.sam.postprocess import SMALL_PIECE, connected_to_clicks, near_clicks, small_pieces, steadied
 from lib.sam.zoo import get_spec
 
 
@@ -93,3 +93,34 @@ def test_a_background_click_only_takes_away():
     assert float(out[0, 0, 16, 16, 16]) == pytest.approx(
         float(min(before[0, 0, 16, 16, 16], after[0, 0, 16, 16, 16])), abs=0.05
     )
+
+
+def with_a_tail(length):
+    """Masks (32, 32, 32) bool before and after a click on a tail of so many cells along axis 1, and the click's cell on it."""
+    before = np.zeros((32, 32, 32), dtype=bool)
+    before[8:16, 0:8, 8:16] = True
+    after = before.copy()
+    before[10:12, 8 : 8 + length, 10:12] = True
+    return before, after, np.array([[10, 9, 10]])
+
+
+def test_a_small_piece_that_the_network_takes_away_at_a_click_goes_whole():
+    spec = get_spec("fastsam3d_compact")
+    before, after, cells = with_a_tail(20)
+    logits = [torch.from_numpy(np.where(m, 4.0, -4.0).astype(np.float32))[None, None] for m in (before, after)]
+    logits[1][0, 0, 8:16, 0:2, 8:16] = -4  # far away the network changes its mind: not at the click
+    shown = steadied(*logits, torch.from_numpy(4 * cells + 1).float(), True, spec)[0, 0].numpy() > 0
+    assert not shown[10:12, 8:28, 10:12].any()
+    assert shown[8:16, 0:8, 8:16].all()
+
+
+def test_a_large_piece_or_one_without_a_click_does_not():
+    before, after, cells = with_a_tail(20)
+    assert 80 <= SMALL_PIECE * before.sum()
+    assert np.array_equal(small_pieces(before, after, cells), before & ~after)
+    assert not small_pieces(before, after, np.array([[20, 20, 20]])).any()
+    assert not small_pieces(
+        before, after & (np.arange(32) < 12), cells
+    ).any()  # with a third of the body it is one large piece
+    assert not small_pieces(before, before, cells).any()
+    assert not small_pieces(after & False, after & False, cells).any()

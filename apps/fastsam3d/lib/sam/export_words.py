@@ -8,7 +8,7 @@ from typing import Any
 from .checkpoint_files import file_sha256, read_header
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, PADDING, POSITIVE
 from .placement import MAX_COARSENING, MAX_REFINING
-from .postprocess import FARTHEST, GROWTH, NEAREST, NEAREST_BACKGROUND, REACH
+from .postprocess import FARTHEST, GROWTH, NEAREST, NEAREST_BACKGROUND, REACH, SMALL_PIECE
 from .registry import entries
 from .segmenter import SINGLE_CLICKS
 from .spec import AnySpec, Sam2dSpec, SamSpec
@@ -141,7 +141,9 @@ def _passes3d(spec: SamSpec) -> dict[str, Any]:
             f"to the newest click in voxels, s = {REACH:g} times the click's distance to the nearest cell that is on the other side "
             f"of `before` > 0 than the click's own, at least {NEAREST:g} for a click on the object (times {GROWTH:g} where after > "
             f"before) and {NEAREST_BACKGROUND:g} for one on the background, at most {FARTHEST:g}, and mixed = k * before + (1 - k) * "
-            "after: after a click on the object mixed, after one on the background min(before, mixed) replaces `logits`"
+            "after: after a click on the object mixed, after one on the background min(before, mixed) replaces `logits`; there mixed "
+            "= after in the pieces (26-connected) that the mask loses within one cell of that click, where a piece is at most "
+            f"{SMALL_PIECE:g} of the mask"
         )
     return found
 

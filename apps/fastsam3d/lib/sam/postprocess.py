@@ -22,6 +22,10 @@ NEAREST, NEAREST_BACKGROUND = 5.0, 9.0
 GROWTH = 2.0
 """Where the network says more after a click on the object, that click counts so many times as far: missed parts reach far."""
 
+SMALL_PIECE = 0.2
+"""A piece that the network takes away at a click on the background goes whole, up to this share of the mask: somebody who clicks
+on surplus wants to be rid of all of it, and more in one piece may be the organ."""
+
 
 def connected_to_clicks(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Without the parts of the mask that hold no click on the object.
@@ -52,20 +56,45 @@ def steadied(before: Tensor, after: Tensor, clicks: Tensor, background: bool, sp
     """Logits after a click, mixed with those before it where the click is far away.
 
     A click says much about its neighbourhood and little about the other end of the organ; the mean of two answers of
-    the network is steadier there than the newer alone. A click on the background adds nothing.
+    the network is steadier there than the newer alone. A click on the background adds nothing, and a small piece that the
+    network takes away there goes whole, however far it reaches.
 
     Args:
         before, after: (1, 1, m, m, m). clicks: (N, 3) the new ones, patch voxels. background: whether all lie there.
 
     Returns:
-        (1, 1, m, m, m): `after` at the clicks; far away, a share of `spec.steady` of `before`.
+        (1, 1, m, m, m): `after` at the clicks and in such pieces; far away, a share of `spec.steady` of `before`.
     """
     nearest = NEAREST_BACKGROUND if background else NEAREST
     near = near_clicks(before[0, 0] > 0, clicks.to(before.device), spec.cell, nearest)
     if not background:
         near = torch.where(after > before, near ** (1 / GROWTH**2), near)  # a Gaussian so many times as wide
     mixed = torch.lerp(after, before, spec.steady * (1 - near))
-    return torch.minimum(before, mixed) if background else mixed
+    if not background:
+        return mixed
+    pieces = small_pieces(
+        (before[0, 0] > 0).cpu().numpy(), (after[0, 0] > 0).cpu().numpy(), (clicks // spec.cell).long().numpy()
+    )
+    return torch.minimum(before, torch.where(torch.from_numpy(pieces).to(before.device), after, mixed))
+
+
+def small_pieces(before: np.ndarray, after: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Cells that a mask loses in pieces of at most SMALL_PIECE of it, each within one cell of a click.
+
+    Args:
+        before, after: (m, m, m) bool. cells: (N, 3) of the clicks.
+
+    Returns:
+        (m, m, m) bool; pieces are 26-connected.
+    """
+    parts, _ = ndimage.label(before & ~after, structure=_CORNERS)
+    sizes = np.bincount(parts.ravel())
+    small = sizes <= SMALL_PIECE * before.sum()
+    small[0] = False  # what is not lost
+    clicked = np.zeros(len(sizes), dtype=bool)
+    for cell in cells:
+        clicked[parts[tuple(slice(max(0, c - 1), c + 2) for c in cell)]] = True
+    return (small & clicked)[parts]
 
 
 def near_clicks(mask: Tensor, clicks: Tensor, cell: int, nearest: float = NEAREST) -> Tensor:
