@@ -39,7 +39,8 @@ def measure_click(
     """Times first clicks and refinement clicks.
 
     Each round takes a scan that no server has seen: a first click, then refinements, each with one click more than the
-    request before. The servers answer in turn, another one first each time; both got one small scan to warm up.
+    request before. The servers answer in turn, another one first each time; both got one small scan to warm up. One more
+    refinement asks our server alone what it spent itself.
 
     Args:
         shape: (I, J, K) of the scans.
@@ -58,9 +59,10 @@ def measure_click(
     """
     conf = {"threads": str(threads), "device": device.type} | ({"weights": weights} if weights else {})
     with studies_folder() as studies, ExitStack() as stack:
-        scans = [write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, 1 + REFINEMENTS, 0)]
+        clicks = 2 + REFINEMENTS
+        scans = [write_scan(studies / "warmup.nii.gz", WARM_UP_SHAPE, clicks, 0)]
         for n in range(rounds):
-            scans.append(write_scan(studies / f"scan{n}.nii.gz", shape, 1 + REFINEMENTS, n + 1))
+            scans.append(write_scan(studies / f"scan{n}.nii.gz", shape, clicks, n + 1))
         megabytes = scans[-1].path.stat().st_size / 1e6
         say(f"{rounds} scans of {size_text(shape)} int16, {megabytes:.0f} MB each as .nii.gz")
         home = studies.parent
@@ -72,11 +74,14 @@ def measure_click(
         sides = {OURS: ours} | {f"stock_{way}": stock for way in WAYS_BACK}
         taken: dict[tuple[str, str], list[float]] = defaultdict(list)
         agreement: dict[str, list[float]] = defaultdict(list)
+        inside: list[float] = []
         for n, scan in enumerate(scans):  # none is deleted: MONAI Label's own watcher would empty its list for a moment
             _one_scan(scan, sides, n, taken if n else defaultdict(list), agreement if n else defaultdict(list))
             if n:
+                inside.append(ours.inside_ms(OURS, scan.name, scan.clicks))
                 latest = ", ".join(f"{model} {taken[model, 'first click'][-1]:.0f} ms" for model in sides)
                 say(f"scan {n} of {rounds}, first click: {latest}")
+    say(f"inside our server, which says so itself, a refinement click takes {median(inside):.1f} ms")
     for way in WAYS_BACK:
         overlap = median(agreement[f"stock_{way}"])
         say(f"our masks overlap those of stock_{way} with a Dice of {overlap:.3f} (only ours may zoom on the object)")
@@ -94,7 +99,7 @@ def _one_scan(
 ) -> None:
     """Makes all clicks on one scan; adds to `taken` (model, kind of click) and to `agreement` (model)."""
     models = list(sides)
-    for count in range(1, len(scan.clicks) + 1):
+    for count in range(1, len(scan.clicks)):
         kind = "first click" if count == 1 else "refinement click"
         masks = {}
         for n in range(len(models)):

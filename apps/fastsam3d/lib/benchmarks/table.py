@@ -191,6 +191,7 @@ def _eager_side(case: str, spec: SamSpec, device: torch.device, padded: bool = F
 
 def _served_side(case: str, spec: SamSpec, network: Sam3D | None, device: torch.device) -> _Side:
     served = VolumeSegmenter(build_sam(spec) if network is None else network, spec, case, case, device)
+    served.record_graphs()
     patch = torch.randn(1, spec.encoder.channels, *(spec.patch_size,) * 3)
     points, zeros = _click(spec, device)
 

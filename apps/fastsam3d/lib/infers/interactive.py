@@ -18,7 +18,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ..encode import write_answer
 from ..sam import weights
 from ..sam.device import choose_device
-from ..sam.segmenter import Segmentation
+from ..sam.segmenter import Segmentation, VolumeSegmenter
 from ..sam.segmenters import Segmenter, load_segmenter
 from ..sam.session import ImageSession, SessionStore
 from ..sam.uncertainty import uncertainty_map
@@ -209,7 +209,10 @@ class InteractiveInfer(InferTask):
             resolved = self.resolve()
             if self._segmenter is None or self._segmenter.weights_version != resolved.version:
                 device = choose_device(self.device)
-                self._segmenter = load_segmenter(resolved, device)
+                segmenter = load_segmenter(resolved, device)
+                if isinstance(segmenter, VolumeSegmenter) and (graphs := segmenter.record_graphs()):
+                    logger.info("%s: %d CUDA graphs", self.model, graphs)
+                self._segmenter = segmenter
                 logger.info(
                     "%s: %s weights %s (%s) on %s", self.model, resolved.origin, resolved.name, resolved.version, device
                 )

@@ -125,6 +125,7 @@ class _Pair:
     def of(cls, spec: SamSpec, network: Sam3D, device: torch.device | str, kind: str) -> _Pair:
         eager = copy.deepcopy(network).float().eval().requires_grad_(False).to(device)
         served = VolumeSegmenter(network, spec, kind, kind, device)
+        served.record_graphs()
         return cls(spec, served, eager, _patch(spec).to(device), kind)
 
     @property

@@ -7,6 +7,7 @@ half a unit to either side. All maps are float64.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ class Lattice:
 
         Within half a voxel of the outer face counts as inside.
         """
-        return tuple(sampling.inside_range(self._nodes_ijk(r), self.source.shape[self.axes[r]]) for r in range(3))
+        return tuple(sampling.inside_range(self.nodes_ijk(r), self.source.shape[self.axes[r]]) for r in range(3))
 
     def inside(self) -> np.ndarray:
         """Returns a bool array of the lattice's shape: which nodes lie inside the scan."""
@@ -117,7 +118,7 @@ class Lattice:
         result = np.full(self.shape, fill, dtype=np.float32 if order else volume.dtype)
         if any(s.stop == s.start for s in inside):
             return result
-        coordinates = [self._nodes_ijk(r)[inside[r]] for r in range(3)]
+        coordinates = [self.nodes_ijk(r)[inside[r]] for r in range(3)]
         view = volume.transpose(self.axes)
         if order:
             sampling.linear(view, coordinates, out=result[inside])
@@ -147,16 +148,7 @@ class Lattice:
         if values.shape != self.shape:
             raise ValueError(f"the values must have the lattice's shape {self.shape}, got {values.shape}")
         _check_order(order)
-        box = sampling.bounding_box(values > threshold)
-        ranges, coordinates, needed = [slice(0, 0)] * 3, [None] * 3, [slice(0, 0)] * 3
-        for r, span in enumerate(box or ()):
-            nodes = self._voxels_patch(r)
-            lattice = sampling.inside_range(nodes, self.shape[r])
-            reach = (nodes > span.start - 1) & (nodes < span.stop)
-            reach[: lattice.start] = reach[lattice.stop :] = False
-            ranges[self.axes[r]] = sampling.true_range(reach)
-            needed[r] = slice(max(0, span.start - 1), span.stop + 1)
-            coordinates[self.axes[r]] = nodes[reach] - needed[r].start
+        ranges, coordinates, needed = self.reached(sampling.bounding_box(values > threshold) or ())
         mask = np.zeros([s.stop - s.start for s in ranges], dtype=np.uint8, order="F")
         corner = tuple(s.start for s in ranges)
         if mask.size == 0:
@@ -169,6 +161,28 @@ class Lattice:
         for plane, slab in zip(mask.T, slabs):
             np.greater(slab, threshold, out=plane.view(bool))
         return mask, corner
+
+    def reached(self, spans: Sequence[slice]) -> tuple[list[slice], list[np.ndarray], list[slice]]:
+        """The voxels of the scan whose interpolated values may come from given nodes.
+
+        Args:
+            spans: the nodes along each lattice axis, or nothing for none.
+
+        Returns:
+            ranges: of those voxels, for each axis of the scan.
+            coordinates: theirs along each axis of the scan, in nodes that count from `needed`.
+            needed: the nodes from which their values are interpolated, for each lattice axis.
+        """
+        ranges, coordinates, needed = [slice(0, 0)] * 3, [np.zeros(0)] * 3, [slice(0, 0)] * 3
+        for r, span in enumerate(spans):
+            nodes = self._voxels_patch(r)
+            lattice = sampling.inside_range(nodes, self.shape[r])
+            reach = (nodes > span.start - 1) & (nodes < span.stop)
+            reach[: lattice.start] = reach[lattice.stop :] = False
+            ranges[self.axes[r]] = sampling.true_range(reach)
+            needed[r] = slice(max(0, span.start - 1), span.stop + 1)
+            coordinates[self.axes[r]] = nodes[reach] - needed[r].start
+        return ranges, coordinates, needed
 
     def paste_values(self, values: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
         """Brings a patch of numbers back to the scan's voxels, linear interpolation.
@@ -195,7 +209,7 @@ class Lattice:
         view = values.transpose(np.argsort(self.axes))  # in the scan's axis order
         return sampling.linear(view, coordinates), tuple(s.start for s in ranges)
 
-    def _nodes_ijk(self, r: int) -> np.ndarray:
+    def nodes_ijk(self, r: int) -> np.ndarray:
         """Voxel coordinate of every node along lattice axis r."""
         return self.anchor_ijk[r] + self.step[r] * (np.arange(self.shape[r]) - self.anchor_node[r])
 

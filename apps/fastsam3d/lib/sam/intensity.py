@@ -15,7 +15,11 @@ CT_WINDOWS = {"soft tissue": (40.0, 400.0), "lung": (-160.0, 1500.0), "bone": (4
 WINDOWS = (AUTO, *CT_WINDOWS, PERCENTILES)
 _AERATED = (-980.0, -400.0)  # Hounsfield units of lung tissue, between outer air and fat
 _AIR = (-1500.0, -700.0)  # the smallest voxel of a CT, padding apart
-_BINS = 1024
+BINS = 1024
+"""Equal steps of intensity in which ranks are counted."""
+
+INTENSITY_SAMPLE = 400_000
+"""Of a patch at least so many voxels, at equal distances, tell its range and ranks."""
 
 
 def znorm_positive(x: np.ndarray) -> np.ndarray:
@@ -48,7 +52,7 @@ def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarr
     if inside is not None and inside.all():
         inside = None
     sample = (x if inside is None else x[inside]).ravel()
-    sample = sample[:: max(1, sample.size // 400_000)]
+    sample = sample[:: max(1, sample.size // INTENSITY_SAMPLE)]
     out = np.empty((2, *x.shape), dtype=np.float32)
     low, high = (float(v) for v in np.percentile(sample, (0.5, 99.5))) if sample.size > 1 else (0.0, 0.0)
     if not high > low and sample.size:
@@ -59,9 +63,9 @@ def percentile_rank(x: np.ndarray, inside: np.ndarray | None = None) -> np.ndarr
     unit = np.subtract(x, np.float32(low), out=out[0])
     unit *= np.float32(1.0 / (high - low))
     np.clip(unit, 0.0, 1.0, out=unit)
-    counts = np.bincount((((sample - low) / (high - low)).clip(0, 1) * (_BINS - 1)).astype(np.int64), minlength=_BINS)
+    counts = np.bincount((((sample - low) / (high - low)).clip(0, 1) * (BINS - 1)).astype(np.int64), minlength=BINS)
     rank = ((np.cumsum(counts) - 0.5 * counts) / counts.sum() * 2 - 1).astype(np.float32)
-    index = np.multiply(unit, np.float32(_BINS - 1), out=out[1]).astype(np.int16)
+    index = np.multiply(unit, np.float32(BINS - 1), out=out[1]).astype(np.int16)
     unit *= 2.0
     unit -= 1.0
     np.take(rank, index, out=out[1], mode="clip")  # without its check of every index, which all lie in range

@@ -163,6 +163,10 @@ class RoutedSegmenter(VolumeSegmenter):
         super().__init__(model, base.spec, weights_name, weights_version, base.device)
         self.base, self.router, self.names = base, router, frozenset(map(name_key, names))
 
+    def record_graphs(self) -> int:
+        """See VolumeSegmenter."""
+        return super().record_graphs() + self.base.record_graphs()
+
     def answering(
         self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None
     ) -> VolumeSegmenter:

@@ -93,7 +93,7 @@ def linear_slabs(volume: np.ndarray, coordinates: Sequence[np.ndarray]) -> Itera
     Yields:
         (P1, P2) float32, one for each coordinate of axis 0; valid until the next one is asked for.
     """
-    low, high, weight = _neighbours(coordinates[0], volume.shape[0])
+    low, high, weight = neighbours(coordinates[0], volume.shape[0])
     rows = _RowPlan(coordinates[1], volume.shape[1])
     columns = _ColumnPlan(coordinates[2], volume.shape[2])
     held: dict[int, np.ndarray] = {}
@@ -105,7 +105,7 @@ def linear_slabs(volume: np.ndarray, coordinates: Sequence[np.ndarray]) -> Itera
         yield _mix(held[a], held[b], np.float32(1.0 - w), np.float32(w)) if w else held[a]
 
 
-def _neighbours(coordinates: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def neighbours(coordinates: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower voxel, upper voxel (both clamped) and the upper one's weight for each coordinate."""
     clamped = np.clip(coordinates, 0, length - 1)
     floor = np.floor(clamped)
@@ -123,7 +123,7 @@ class _RowPlan:
     """Interpolation along axis 0 of two-dimensional slices, the same for every slice."""
 
     def __init__(self, coordinates: np.ndarray, length: int):
-        low, high, weight = _neighbours(coordinates, length)
+        low, high, weight = neighbours(coordinates, length)
         used = np.unique(np.concatenate([low, high]))
         contiguous = used.size == used[-1] - used[0] + 1
         self.used = slice(int(used[0]), int(used[-1]) + 1) if contiguous else used
@@ -144,7 +144,7 @@ class _ColumnPlan:
     """Interpolation along axis 1; `span` is the part of the axis that has to be handed in."""
 
     def __init__(self, coordinates: np.ndarray, length: int):
-        low, high, weight = _neighbours(coordinates, length)
+        low, high, weight = neighbours(coordinates, length)
         start = int(min(low.min(), high.min()))
         self.span = slice(start, int(max(low.max(), high.max())) + 1)
         self.low, self.high = low - start, high - start

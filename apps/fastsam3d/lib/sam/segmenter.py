@@ -9,6 +9,7 @@ the list costs one decoder pass; one in the middle (clients send positive clicks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import on_device
 from .build import Sam3D
-from .compute import computed
+from .captured import CapturedSteps, flat, nested
+from .compute import compute, computed
 from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .half import halved
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
 
 SINGLE_CLICKS = 16
 """So many clicks are replayed one at a time; later ones in blocks of this size, so that many stay affordable."""
+
+RECORDED_PROMPTS = 6
+"""CUDA graphs are recorded for the decoder with up to so many prompts; with more it runs kernel by kernel."""
 
 _MANY = 8  # so many cells of a mask hold a voxel of the scan for sure
 
@@ -138,6 +144,27 @@ class VolumeSegmenter:
             self.model = halved(self.model).to(memory_format=torch.channels_last_3d)
         self.model.prompt_encoder.keep_position(torch.bfloat16 if self.half else torch.float32)
         self.weights_name, self.weights_version = weights_name, weights_version
+        self._steps = CapturedSteps.on(self.device)
+
+    @computed
+    def record_graphs(self) -> int:
+        """Records what first clicks need as CUDA graphs (captured.py), on a device that has them.
+
+        Returns:
+            How many there are.
+        """
+        return self._steps.record_all(self._usual_steps)
+
+    def _usual_steps(self) -> None:
+        """Every step with the shapes of few prompts."""
+        spec = self.spec
+        shape = (1, spec.encoder.channels, *(spec.patch_size,) * 3)
+        embedding = self.encode(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
+        for count in range(1, RECORDED_PROMPTS + 1):
+            for passes in {1, spec.background_passes, max(1, spec.first_passes - 1)}:
+                points = self._points([((spec.patch_size // 2,) * 3, POSITIVE)] * count)
+                logits, _ = self.decode(embedding, points, passes=passes)
+        self.sharpen(embedding, logits)
 
     def answering(
         self, session: ImageSession, prompts: Prompts, timings: dict[str, float] | None = None
@@ -150,8 +177,12 @@ class VolumeSegmenter:
         """`Sam3D.encode` on the segmenter's device, in half precision where the spec says so."""
         # As it is: the first convolution turns it to the weights' order in half precision.
         patch = patch.to(self.device)
-        with self._precision():
-            return self.model.encode(patch)
+
+        def step(patch: Tensor) -> tuple[Tensor, ...]:
+            with self._precision():
+                return flat(self.model.encode(patch))
+
+        return nested(self._steps("encode", step, patch))
 
     @computed
     def decode(
@@ -160,18 +191,29 @@ class VolumeSegmenter:
         """`Sam3D.decode` likewise, of zeros where there are no logits yet; logits and IoU in float32."""
         if previous is None:
             previous = torch.zeros(len(points[0]), 1, *(self.spec.mask_size,) * 3, device=self.device)
-        with self._precision():
-            logits, iou = self.model.decode(embedding, points, previous, passes=passes)
-        return logits.float(), iou.float()
+
+        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+            *features, coords, labels, before = tensors
+            with self._precision():
+                logits, iou = self.model.decode(nested(features), (coords, labels), before, passes=passes)
+            return logits.float(), iou.float()
+
+        return self._steps(("decode", passes), step, *flat(embedding), *points, previous)
 
     @computed
     def sharpen(self, embedding, logits: Tensor) -> Tensor:
         """`Sam3D.sharpen` likewise, in float32."""
-        with self._precision():
-            return self.model.sharpen(embedding, logits).float()
+
+        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+            *features, logits = tensors
+            with self._precision():
+                return (self.model.sharpen(nested(features), logits).float(),)
+
+        return self._steps("sharpen", step, *flat(embedding), logits)[0]
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
+        # Weights are cast already; and what a CUDA graph takes from autocast's cache would be gone when it runs again.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False)
 
     def segment(self, session: ImageSession, prompts: Prompts) -> Segmentation:
         """Answers prompts on an open session.
@@ -187,9 +229,9 @@ class VolumeSegmenter:
         if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
             warnings.append("the box is larger than the region that the model sees and was cut to it")
         with stage(timings, "decode"):
-            logits = self._cube(view)
+            cube = self._cube(view)
         with stage(timings, "paste"):
-            mask_box, corner = view.frame.paste(logits)
+            mask_box, corner = _paste(view.frame, cube)
         if not mask_box.any():
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
         iou = float(np.clip(view.iou, 0.0, 1.0))
@@ -235,10 +277,10 @@ class VolumeSegmenter:
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
 
     @computed
-    def _cube(self, view: View) -> np.ndarray:
+    def _cube(self, view: View) -> Tensor:
         """The logits (S, S, S) of the patch, as sharp as the model makes them."""
         sharp = self._shown(self.sharpen(view.embedding, view.logits), view.rounds)
-        return trilinear(sharp[0, 0], self.spec.patch_size).cpu().numpy()
+        return trilinear(sharp[0, 0], self.spec.patch_size)
 
     def _shown(self, logits: Tensor, rounds) -> Tensor:
         """The logits (1, 1, n, n, n) of which the mask is made."""
@@ -247,7 +289,8 @@ class VolumeSegmenter:
         cell = self.spec.patch_size // logits.shape[-1]
         clicked = [p for r in rounds for p, label in r if label == POSITIVE]
         cells = np.array(clicked, dtype=int).reshape(-1, 3) // cell
-        return torch.from_numpy(connected_to_clicks(logits[0, 0].float().cpu().numpy(), cells))[None, None]
+        shown = connected_to_clicks(logits[0, 0].float().cpu().numpy(), cells)
+        return torch.from_numpy(shown)[None, None].to(logits.device)
 
     def _place(self, session: ImageSession, prompts: Prompts, timings: dict[str, float]) -> PatchFrame:
         """The patch. Where the spec zooms it follows the prompts one by one, from a first look at the first of them."""
@@ -309,7 +352,7 @@ class VolumeSegmenter:
 
     def _shows(self, view: View) -> bool:
         """Whether a mask holds any voxel of the scan; a few cells may hold none."""
-        return self.cells(view).sum() >= _MANY or bool(view.frame.paste(self._cube(view))[0].any())
+        return self.cells(view).sum() >= _MANY or bool(_paste(view.frame, self._cube(view))[0].any())
 
     def cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
@@ -337,11 +380,27 @@ class VolumeSegmenter:
             if floor is None:
                 floor = (padding_floor(session.volume.array),)
                 session.put("padding_floor", floor)
-            patch = network_input(session.volume.array, frame, floor[0], self.spec.intensity)
+            voxels = self._resident(session)
+            if voxels is None:
+                patch = torch.from_numpy(network_input(session.volume.array, frame, floor[0], self.spec.intensity))
+            else:
+                patch = compute(on_device.network_input, voxels, frame, floor[0], self.spec.intensity)
         with stage(timings, "encode"):
-            embedding = self.encode(torch.from_numpy(patch)[None])
+            embedding = self.encode(patch[None])
         session.put(key, embedding)
         return embedding
+
+    def _resident(self, session: ImageSession) -> Tensor | None:
+        """The scan on the GPU, where there is one and the scan has room there."""
+        if self.device.type != "cuda":
+            return None
+        key = ("voxels", str(self.device))
+        voxels = session.get(key)
+        if voxels is None:
+            voxels = compute(on_device.resident, session.volume.array, self.device)
+            if voxels is not None:
+                session.put(key, voxels)
+        return voxels
 
     def _rounds(self, frame: PatchFrame, prompts: Prompts) -> tuple[list[tuple[tuple[tuple[int, ...], int], ...]], int]:
         """Prompts in the order of replay: a list of rounds, each a tuple of (patch voxel, label); and how many clicks
@@ -445,6 +504,13 @@ class VolumeSegmenter:
         """Prompts ((patch voxel, label), ...) as the network takes them: (1, N, 3) and (1, N)."""
         points = torch.tensor([[p for p, _ in given]], dtype=torch.float32, device=self.device)
         return points, torch.tensor([[label for _, label in given]], device=self.device)
+
+
+def _paste(frame: PatchFrame, cube: Tensor) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """`PatchFrame.paste`, where the logits (S, S, S) lie."""
+    if cube.device.type == "cpu":
+        return frame.paste(cube.numpy())
+    return compute(on_device.paste, frame, cube)
 
 
 def _corners(box: Box) -> np.ndarray:

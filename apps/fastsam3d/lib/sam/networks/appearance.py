@@ -24,7 +24,7 @@ _CHUNK = 16
 
 def pool_cells(patch: Tensor, cell: int) -> Tensor:
     """Mean intensities of cells of `cell` voxels: (B, c, S, S, S) -> (B, c, S / cell, ...)."""
-    if cell != 2 or patch.is_cuda or torch.is_grad_enabled():
+    if cell != 2 or patch.device.type != "cpu" or torch.is_grad_enabled():
         return F.avg_pool3d(patch, cell)
     return torch.cat([_pool_halves(patch[:, :, slab]) for slab in in_parts(patch.shape[2], SLAB)], 2)
 

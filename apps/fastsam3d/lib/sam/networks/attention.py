@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
         out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
-    if q.dtype == torch.bfloat16 and not q.is_cuda and k.shape[2] <= FEW_KEYS and not torch.is_grad_enabled():
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= FEW_KEYS and not torch.is_grad_enabled():
         keys, scale = k.transpose(2, 3), q.shape[-1] ** -0.5
         if bias is None:
             nothing = q.new_zeros(1, 1, 1).expand(len(q) * q.shape[1], q.shape[2], k.shape[2])

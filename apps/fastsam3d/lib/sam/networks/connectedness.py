@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .layers import in_parts, may_hold
+from .layers import in_parts, may_hold, unasked
 
 SWEEPS = 2
 """Times that every axis is swept in both directions. More sweeps find paths with more bends, up to the exact value; two
@@ -70,7 +70,7 @@ def prompted_maps(
         value = (intensity * seed).flatten(2).sum(2).unflatten(1, (-1, *(1,) * (intensity.ndim - 2)))
         object_far = torch.where(unclicked, (fine - value).abs(), object_far)
     negative = negative | (boxed & ~inside)
-    if torch.compiler.is_exporting():  # side by side: half the graph
+    if unasked(intensity):  # side by side: half the graph
         intensity = intensity.expand(len(positive), *intensity.shape[1:])
         seeds, far = torch.cat([positive, negative]), torch.cat([object_far, background_far])
         to_object, to_background = connectedness(torch.cat([intensity] * 2), far, seeds).chunk(2)
@@ -112,7 +112,7 @@ def connectedness(intensity: Tensor, distance: Tensor, seeds: Tensor) -> Tensor:
         both = (torch.cat([into.narrow(axis, begin, n - 1), steps], dim=1) for begin in (1, 0))
         links.append([x.movedim(axis, 0).contiguous() for x in both])
     found = seeds.to(alike.dtype).expand(-1, 2 * alike.shape[1], *seeds.shape[2:])
-    sweep = sweep_by_doubling if torch.compiler.is_exporting() else sweep_by_planes
+    sweep = sweep_by_doubling if unasked(found) else sweep_by_planes
     for _ in range(SWEEPS):
         for axis, (forward, backward) in zip(axes, links):
             found = sweep(found.movedim(axis, 0), forward, backward).movedim(0, axis)
@@ -137,7 +137,8 @@ def sweep_by_planes(found: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def sweep_by_doubling(found: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-    """The same to the last bit, in the logarithm of m steps (Hillis and Steele 1986): a small graph to export.
+    """The same to the last bit, in the logarithm of m steps (Hillis and Steele 1986): a small graph to export, and few kernels to
+    start on a GPU.
 
     Step n brings what is up to 2 ** n planes away; the links over so many planes are as strong as the weakest of them.
     """

@@ -13,16 +13,23 @@ SLAB = 16
 """So many planes of a patch at a time stay in a processor's own memory while several steps pass over them."""
 
 
+def unasked(x: Tensor) -> bool:
+    """Whether a network may not look at values on its way: they are not known while it is exported, and on another device than
+    the CPU a look would wait for all that was given to it, and could be no part of a CUDA graph.
+    """
+    return torch.compiler.is_exporting() or x.device.type != "cpu"
+
+
 def may_hold(condition: Tensor) -> bool:
     """Whether a condition holds anywhere, so that work for it has to be done.
 
-    While a network is exported no value is known, and the answer is always True. So this may only guard work that changes
-    nothing where the condition holds nowhere.
+    Where it is `unasked` the answer is always True. So this may only guard work that changes nothing where the condition holds
+    nowhere.
 
     Args:
         condition: bool, any shape.
     """
-    return torch.compiler.is_exporting() or bool(condition.any())
+    return unasked(condition) or bool(condition.any())
 
 
 def in_parts(count: int, size: int) -> list[slice]:
@@ -207,8 +214,8 @@ def trilinear(x: Tensor, size: int) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         # Exporting computes with stand-ins for tensors, which must not stay in the cache.
         table = _interpolation.__wrapped__ if torch.compiler.is_exporting() else _interpolation
-        weights = table(m, size).to(x.device)
-        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_cuda
+        weights = table(m, size, x.device)
+        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu"
         plain = plain or (x.requires_grad and torch.is_grad_enabled())
         x = (x.reshape(math.prod(lead) * m * m, m) @ weights.T).reshape(math.prod(lead) * m, m, size)
         mix = (lambda x: weights @ x) if plain or size % m else (lambda x: _mix_planes(x, size // m))
@@ -230,7 +237,8 @@ def _mix_planes(x: Tensor, times: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _interpolation(cells: int, size: int) -> Tensor:
+def _interpolation(cells: int, size: int, device: torch.device) -> Tensor:
     """(size, cells): the share of every cell in every place of the result along one axis."""
     with torch.inference_mode(False):
-        return F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+        shares = F.interpolate(torch.eye(cells)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()
+        return shares.to(device)

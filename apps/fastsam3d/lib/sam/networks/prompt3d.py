@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..spec import SamSpec
 from .appearance import Appearance
-from .layers import ChannelNorm
+from .layers import ChannelNorm, unasked
 from .likeness import Likeness
 from .prompt_maps import NEGATIVE, PADDING, POSITIVE, prompt_maps
 
@@ -147,7 +147,7 @@ class PromptEncoder3D(nn.Module):
             sparse = torch.empty(b, 0, d.width, device=device)
         else:
             unknown = points[1] >= len(self.point_embeddings)
-            if not torch.compiler.is_exporting() and bool(unknown.any()):
+            if not unasked(unknown) and bool(unknown.any()):
                 raise ValueError("this model has no box embeddings: give clicks, or use a model with boxes")
             shift = 0 if window is None else self.spec.encoder.patch * window[:, None, :]
             sparse = self.embed_points(points[0] + shift, points[1])

@@ -35,7 +35,8 @@ class CrossAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         few, many = sorted((q.shape[1], k.shape[1]))
         weight = self.q_proj.weight
-        if weight.dtype == torch.bfloat16 and not weight.is_cuda and self.heads * few < len(weight) and 8 * few < many:
+        on_cpu = weight.device.type == "cpu"
+        if weight.dtype == torch.bfloat16 and on_cpu and self.heads * few < len(weight) and 8 * few < many:
             return self._few_look(q, k, v) if few == q.shape[1] else self._many_look(q, k, v)
         b = max(q.shape[0], k.shape[0])
         q, k, v = (x.expand(b, -1, -1, -1) for x in map(self._split, (self.q_proj(q), self.k_proj(k), self.v_proj(v))))
