@@ -38,6 +38,10 @@ CLOSER = 1.5
 SURE = 0.65
 """A first mask of such a predicted IoU convinces."""
 
+WIDE, SURER = 0.5, 0.1
+"""A mask that does not convince and is as long as this share of the spec's patch may be a part of an organ: it is also looked at from
+farther away, LARGE times coarser; that look replaces it if it convinces, and its predicted IoU is higher by SURER."""
+
 BETTER = 0.03
 """Another look replaces the second one if its predicted IoU is higher by so much (like SURE chosen by measurement)."""
 
@@ -143,6 +147,18 @@ def look_closer(grid: Grid, prompts: Prompts, spec: SamSpec, found: bool = True)
         return None
     click = prompts.clicks_ijk[:1].astype(np.float64)
     return _centred(grid, click, click, spacing, spec)
+
+
+def look_farther(grid: Grid, prompts: Prompts, spec: SamSpec) -> PatchFrame:
+    """A coarser patch around the first click."""
+    click = prompts.clicks_ijk[:1].astype(np.float64)
+    return _centred(grid, click, click, LARGE * spec.spacing_mm, spec)
+
+
+def is_wide(frame: PatchFrame, mask: np.ndarray, spec: SamSpec) -> bool:
+    """Whether a mask (m, m, m) of cells, not empty, is WIDE."""
+    low, high = _extent(frame, mask)
+    return float((high - low).max()) * frame.spacing_mm >= WIDE * spec.patch_size * spec.spacing_mm
 
 
 def follow(frame: PatchFrame, mask: np.ndarray, prompts: Prompts, spec: SamSpec) -> PatchFrame:

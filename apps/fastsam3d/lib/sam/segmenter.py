@@ -26,18 +26,22 @@ from .device import has_bfloat16
 from .geometry import Grid, PatchFrame
 from .half import halved
 from .intensity import padding_floor
+from .looks import described, expected_dice
 from .lungs import FAR_BETTER, FAR_SURE, click_in_lung, far_inside
 from .networks.layers import trilinear
 from .networks.prompt_maps import BOX_HIGH, BOX_LOW, NEGATIVE, POSITIVE
 from .placement import (
     BETTER,
     SURE,
+    SURER,
     first_prompt,
     follow,
     holds,
+    is_wide,
     leaves,
     look_again,
     look_closer,
+    look_farther,
     place_patch,
 )  # fmt: skip
 from .postprocess import connected_to_clicks, steadied
@@ -228,10 +232,7 @@ class VolumeSegmenter:
             warnings.append(f"{view.outside} clicks lie outside the region that the model sees and were not used")
         if prompts.box is not None and not holds(view.frame, _corners(prompts.box)):
             warnings.append("the box is larger than the region that the model sees and was cut to it")
-        with stage(timings, "decode"):
-            cube = self._cube(view)
-        with stage(timings, "paste"):
-            mask_box, corner = _paste(view.frame, cube)
+        mask_box, corner = self.mask_of(view, timings)
         if not mask_box.any():
             warnings.append("the model found nothing at these prompts; click in the middle of the structure")
         iou = float(np.clip(view.iou, 0.0, 1.0))
@@ -252,13 +253,13 @@ class VolumeSegmenter:
         prompts.validate(session.volume.grid)
         if prompts.box is not None and not self.spec.decoder.boxes:
             raise PromptError(f"{self.spec.name} was not trained with boxes; give clicks, or use another model")
-        return self._view(session, self._place(session, prompts, timings), prompts, timings)
+        return self.view(session, self._place(session, prompts, timings), prompts, timings)
 
     def glance(self, session: ImageSession, first: Prompts, timings: dict[str, float]) -> View:
         """The answer to a first prompt in the patch around it, after one decoder pass."""
-        return self._view(session, place_patch(session.volume.grid, first, self.spec), first, timings, glance=True)
+        return self.view(session, place_patch(session.volume.grid, first, self.spec), first, timings, glance=True)
 
-    def _view(
+    def view(
         self,
         session: ImageSession,
         frame: PatchFrame,
@@ -275,6 +276,24 @@ class VolumeSegmenter:
             else:
                 state = self._replay(session, frame, embedding, rounds)
         return View(frame, embedding, rounds, outside, state.logits, state.iou)
+
+    def mask_of(self, view: View, timings: dict[str, float] | None = None) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """The mask of a view on the scan's grid: (i, j, k) uint8 box, and the scan's voxel at its low corner."""
+        timings = {} if timings is None else timings
+        with stage(timings, "decode"):
+            cube = self._cube(view)
+        with stage(timings, "paste"):
+            return _paste(view.frame, cube)
+
+    def describe(self, view: View) -> np.ndarray | None:
+        """What tells how well the mask fits (looks.py), (D,); None of an empty mask, and of networks that do not see the
+        intensities at the cells of the mask."""
+        mask = self.cells(view)
+        if not self.spec.decoder.appearance or not mask.any():
+            return None
+        intensities = view.embedding[1][2][0].float().cpu().numpy()
+        logits = view.logits[0, 0].float().cpu().numpy()
+        return described(logits, mask, view.iou, self.spec.cell * view.frame.spacing_mm, intensities)
 
     @computed
     def _cube(self, view: View) -> Tensor:
@@ -320,7 +339,9 @@ class VolumeSegmenter:
         """The patch after a first look at the first prompt.
 
         What a click means depends on how near one looks: an object that fills the patch may be a row of objects, and a
-        small one a vessel of a large one. The network's own estimate of its masks decides between the looks.
+        small one a vessel of a large one. The network's own estimate of its masks decides between the looks. Where it is not
+        sure, what else the masks tell may choose a finer one (looks.py), and a large mask is looked at from farther away;
+        not so in lung.
         """
         grid = session.volume.grid
         seen = self.glance(session, first, timings)
@@ -329,30 +350,49 @@ class VolumeSegmenter:
         frame = wide if again is None else place_patch(grid, first, self.spec, again)
         if first.box is not None or not self.spec.looks:
             return frame
-        best = self._view(session, frame, first, timings)
-        larger = frame.spacing_mm < wide.spacing_mm and self._is_part(session, best, first)
+        second = best = self.view(session, frame, first, timings)
+        in_lung = self.spec.far_clicks > 0 and click_in_lung(session.volume, first.clicks_ijk[0])
+        larger = frame.spacing_mm < wide.spacing_mm and (in_lung or leaves(frame, self.cells(second)))
         if best.iou >= SURE and not larger:
             return frame
+        views = [second]
         if again is not None:
-            view = self._view(session, wide, first, timings)
-            best = view if view.iou > best.iou + (-BETTER if larger else BETTER) else best
+            views.append(self.view(session, wide, first, timings))
+            best = views[1] if views[1].iou > best.iou + (-BETTER if larger else BETTER) else best
         found = self._shows(best)
         closer = look_closer(grid, first, self.spec, found) if best.iou < SURE or not found else None
-        if closer is None or closer.spacing_mm > 0.95 * best.frame.spacing_mm:
+        if closer is not None and closer.spacing_mm <= 0.95 * best.frame.spacing_mm:
+            view = self.view(session, closer, first, timings)
+            views.append(view)
+            better = view.iou > best.iou + BETTER if found else self._shows(view)  # anything is better than nothing
+            best = view if better and not leaves(closer, self.cells(view)) else best
+        if not found or second.iou >= SURE or in_lung:
             return best.frame
-        view = self._view(session, closer, first, timings)
-        better = view.iou > best.iou + BETTER if found else self._shows(view)  # anything is better than nothing
-        return closer if better and not leaves(closer, self.cells(view)) else best.frame
+        best = self._most_expected(views, best)
+        if best.iou < SURE and is_wide(best.frame, self.cells(best), self.spec):
+            view = self.view(session, look_farther(grid, first, self.spec), first, timings)
+            best = view if view.iou >= max(SURE, best.iou + SURER) else best
+        return best.frame
 
-    def _is_part(self, session: ImageSession, view: View, first: Prompts) -> bool:
-        """Whether a mask may be a part of a larger thing: it leaves its patch, or the click is in lung."""
-        if leaves(view.frame, self.cells(view)):
-            return True
-        return self.spec.far_clicks > 0 and click_in_lung(session.volume, first.clicks_ijk[0])
+    def _most_expected(self, views: list[View], chosen: View) -> View:
+        """The view whose mask is expected to fit best: the chosen one, or a finer one that does not leave its patch. Never a
+        coarser one: its mask is often better after one click, and worse after five.
+        """
+        best, before = chosen, self._expected(chosen)
+        for view in views:
+            finer = view.frame.spacing_mm < chosen.frame.spacing_mm and not leaves(view.frame, self.cells(view))
+            if finer and self._expected(view) > before:
+                best, before = view, self._expected(view)
+        return best
+
+    def _expected(self, view: View) -> float:
+        """The Dice that its mask is expected to have, see looks.py."""
+        description = self.describe(view)
+        return -math.inf if description is None else expected_dice(description)
 
     def _shows(self, view: View) -> bool:
         """Whether a mask holds any voxel of the scan; a few cells may hold none."""
-        return self.cells(view).sum() >= _MANY or bool(_paste(view.frame, self._cube(view))[0].any())
+        return self.cells(view).sum() >= _MANY or bool(self.mask_of(view)[0].any())
 
     def cells(self, view: View) -> np.ndarray:
         """The cells (m, m, m) bool of the mask."""
@@ -366,7 +406,7 @@ class VolumeSegmenter:
         if not prompts.clicks[-1].positive or (len(prompts.clicks) > SINGLE_CLICKS and holds(frame, newest)):
             return frame
         before = prompts.until(len(prompts.clicks) - 1)
-        view = self._view(session, frame, before, timings)
+        view = self.view(session, frame, before, timings)
         return follow(frame, self.cells(view), prompts, self.spec)
 
     def _embedding(self, session: ImageSession, frame: PatchFrame, timings: dict[str, float]):
