@@ -7,8 +7,8 @@ seen, and closer. Each mask is described, and a linear model of the descriptions
 clicks lie in the middle of a structure, half anywhere in it. Some scans are cut to a few centimetres, as scans of one small organ
 are. A third of the scans is held out first, to say what choosing by the fit is worth there; the last fit is of all.
 
-The app's own generator makes all of it; the phantoms of sample-data and the evaluation sets take no part. An hour and a half of one
-core; what was looked at is kept in the folder, so that a second run only fits.
+The app's own generator makes all of it; the phantoms of sample-data and the evaluation sets take no part. What was looked at is kept
+in the folder, so that a run that was interrupted goes on, and a second one only fits.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def rows_of(task: tuple[str, int]) -> tuple[int, list[list[Look]]]:
             inside = np.argwhere(truth)
             anywhere = Click(tuple(int(v) for v in inside[rng.integers(len(inside))]))
             found += [looked_at(segmenter, session, click, truth) for click in (middle, anywhere)]
-    return seed, [looks for looks in found if looks]
+    return seed, [seen for seen in found if seen]
 
 
 def candidates(found: list[Look]) -> tuple[int, list[int]]:

@@ -153,6 +153,17 @@ def test_a_segmenter_answers_by_graphs_as_without_them():
         torch.testing.assert_close(x, y)
 
 
+def test_work_that_fails_while_it_is_recorded_leaves_no_graph_and_later_work_is_done(caplog):
+    steps = CapturedSteps(recorder())
+
+    def work():
+        steps("double", double, torch.zeros(3), torch.ones(3))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert steps.record_all(work) == 0 and "out of memory" in caplog.text
+    assert steps("double", double, torch.ones(3), torch.ones(3))[0].tolist() == [3.0] * 3
+
+
 def test_without_cuda_nothing_is_recorded():
     segmenter = VolumeSegmenter(build_sam(TINY), TINY, "a", "a")
     assert segmenter.record_graphs() == 0

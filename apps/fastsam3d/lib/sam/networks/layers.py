@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -236,7 +236,7 @@ def _mix_planes(x: Tensor, times: int) -> Tensor:
     return out.flatten(1, 2)
 
 
-@lru_cache(maxsize=16)
+@cache  # few; and a CUDA graph reads a table where it was when the graph was recorded
 def _interpolation(cells: int, size: int, device: torch.device) -> Tensor:
     """(size, cells): the share of every cell in every place of the result along one axis."""
     with torch.inference_mode(False):
