@@ -22,7 +22,11 @@ def in_thread(monkeypatch):
 
 def test_one_at_a_time_and_whoever_asked_first():
     thread, order, inside = ComputeThread(), [], []
-    begin = threading.Event()
+    running, begin = threading.Event(), threading.Event()
+
+    def hold():
+        running.set()
+        begin.wait(10)
 
     def step(number):
         inside.append(number)
@@ -31,14 +35,16 @@ def test_one_at_a_time_and_whoever_asked_first():
         time.sleep(0.001)
         inside.pop()
 
-    callers = [threading.Thread(target=thread.run, args=(begin.wait,))]
-    callers += [threading.Thread(target=thread.run, args=(step, n)) for n in range(20)]
-    for waiting, caller in enumerate(callers):
+    first = threading.Thread(target=thread.run, args=(hold,))
+    first.start()
+    assert running.wait(10)
+    callers = [threading.Thread(target=thread.run, args=(step, n)) for n in range(20)]
+    for waiting, caller in enumerate(callers, start=1):
         caller.start()
         while thread._pool._work_queue.qsize() < waiting:
             time.sleep(0.001)
     begin.set()
-    for caller in callers:
+    for caller in (first, *callers):
         caller.join(10)
     assert order == list(range(20))
 
