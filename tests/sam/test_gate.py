@@ -112,7 +112,8 @@ def patches_of_both(folder):
 
 def run_of(tmp_path, learner):
     base, models = tmp_path / "base.safetensors", tmp_path / "model"
-    torch.manual_seed(0)  # of some random weights a few steps make nothing better, and the candidate is what it began with
+    # Of some random weights a few steps make nothing better, and the candidate is what it began with.
+    torch.manual_seed(0)
     write_candidate(build_sam(SPEC), base, {})
     served = ResolvedWeights("base", (base,), SPEC, weights.version_of((base,)), "shipped")
     run = Run(scans(tmp_path), served, models, replace(LEARN, epochs=1, steps_per_epoch=4, half=True))
