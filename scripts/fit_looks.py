@@ -50,7 +50,7 @@ Look = tuple[str, float, np.ndarray, float, bool]
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """Its largest connected part."""
+    """Its largest face-connected part."""
     parts, count = ndimage.label(mask)
     return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else mask
 
@@ -174,7 +174,10 @@ def chosen_dice(
             by_fit.append(found[best][3])
             continue
         finer = [n for n in kept if found[n][1] < found[best][1] and not found[n][4]]
-        expected = {n: ((found[n][2] - mean) / deviation).clip(-4, 4) @ weights_[:-1] for n in (*finer, best)}
+        expected = {
+            n: ((found[n][2] - mean) / deviation).clip(-looks.FARTHEST, looks.FARTHEST) @ weights_[:-1]
+            for n in (*finer, best)
+        }
         other = max(expected, key=expected.get)
         by_fit.append(found[other if expected[other] > expected[best] else best][3])
     return tuple(float(np.mean(x)) for x in (by_iou, by_fit, by_truth))

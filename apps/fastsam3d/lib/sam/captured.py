@@ -70,11 +70,12 @@ class CapturedSteps:
         Args:
             name: of the step; one of that name is taken for the same.
         """
-        graph = self._graphs.get(_key(name, inputs)) if self._recording is None else None
-        if graph is not None:
-            return graph(inputs)
         if self._recording is not None:
             self._recording.append((name, step, inputs))
+        elif self._graphs:
+            graph = self._graphs.get(_key(name, inputs))
+            if graph is not None:
+                return graph(inputs)
         return step(*inputs)
 
     def record_all(self, work: Callable[[], object]) -> int:

@@ -40,7 +40,8 @@ scripts/fit_looks.py."""
 EXPECTED = 0.3502
 """The Dice of a look whose numbers are all as their means."""
 
-_FARTHEST = 4.0  # deviations; what lies beyond counts as there
+FARTHEST = 4.0
+"""Deviations from the mean; what lies beyond counts as there."""
 
 
 def described(logits: np.ndarray, mask: np.ndarray, iou: float, cell_mm: float, intensities: np.ndarray) -> np.ndarray:
@@ -85,4 +86,4 @@ def described(logits: np.ndarray, mask: np.ndarray, iou: float, cell_mm: float, 
 def expected_dice(description: np.ndarray) -> float:
     """The Dice that a mask of this description (D,) is expected to have; to compare looks by, no probability."""
     mean, deviation, weight = np.array(list(FIT.values())).T
-    return EXPECTED + float(((description - mean) / deviation).clip(-_FARTHEST, _FARTHEST) @ weight)
+    return EXPECTED + float(((description - mean) / deviation).clip(-FARTHEST, FARTHEST) @ weight)

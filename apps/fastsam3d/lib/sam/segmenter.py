@@ -378,12 +378,10 @@ class VolumeSegmenter:
         """The view whose mask is expected to fit best: the chosen one, or a finer one that does not leave its patch. Never a
         coarser one: its mask is often better after one click, and worse after five.
         """
-        best, before = chosen, self._expected(chosen)
-        for view in views:
-            finer = view.frame.spacing_mm < chosen.frame.spacing_mm and not leaves(view.frame, self.cells(view))
-            if finer and self._expected(view) > before:
-                best, before = view, self._expected(view)
-        return best
+        finer = [
+            v for v in views if v.frame.spacing_mm < chosen.frame.spacing_mm and not leaves(v.frame, self.cells(v))
+        ]
+        return max([chosen, *finer], key=self._expected) if finer else chosen
 
     def _expected(self, view: View) -> float:
         """The Dice that its mask is expected to have, see looks.py."""
